@@ -1,0 +1,25 @@
+# Each target works on a fresh clone. ARGS="..." goes to pytest; SEED, PHOTO, CKPT and
+# COMFYUI_PATH reach the programs through the environment.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+export PHOTO CKPT
+
+.PHONY: setup lint test demo thumbnails mini-sd-check
+
+setup:
+	@bash tools/setup.sh
+
+lint: setup
+	@$(PYTHON) -m ruff check --quiet .
+
+test: lint
+	@$(PYTHON) -m pytest $(ARGS)
+
+demo: setup
+	@$(PYTHON) -m tools.demo
+
+thumbnails: setup
+	@$(PYTHON) -m tools.thumbnails
+
+mini-sd-check: setup
+	@$(PYTHON) tests/mini_sd/check.py

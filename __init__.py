@@ -1,0 +1,28 @@
+"""SeFi-IDE for ComfyUI: learn a face from one picture, draw it from prompts."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+WEB_DIRECTORY = "./js"
+
+
+class SeFiExtension(ComfyExtension):
+    """What ComfyUI asks the pack for; everything heavy is imported only here."""
+
+    async def on_load(self) -> None:
+        from .sefi_core.comfyui import storage
+
+        storage.register_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from . import nodes
+
+        return nodes.load()
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """Entry point of a V3 node pack (ComfyUI's ``nodes.load_custom_node``)."""
+    return SeFiExtension()

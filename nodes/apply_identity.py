@@ -1,0 +1,107 @@
+"""Node that puts an identity into a MODEL and a CLIP."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..sefi_core.comfyui.apply import apply_identity
+from ..sefi_core.comfyui.encoding import AppliedIdentity
+from ..sefi_core.errors import raised_by
+from ..sefi_core.identity import Identity
+from .types import CATEGORY, SEFI_IDENTITY
+
+DISPLAY_NAME = "SeFi Apply Identity"
+
+
+class SeFiApplyIdentity(io.ComfyNode):
+    """Use an identity like a LoRA: MODEL and CLIP in, MODEL and CLIP out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeFiApplyIdentity",
+            display_name=DISPLAY_NAME,
+            category=CATEGORY,
+            description=(
+                "Makes MODEL and CLIP know a learned identity. Write its placeholder, for example "
+                "<anna>, in any prompt that is encoded with this CLIP, and sample with this MODEL. "
+                "Prompts without the placeholder are not changed. Chain several of these nodes for "
+                "several people; applying a second identity of the same name replaces the first."
+            ),
+            search_aliases=["apply identity", "load face", "identity", "person", "face", "lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with."),
+                io.Clip.Input("clip", tooltip="The CLIP that encodes the prompts."),
+                SEFI_IDENTITY.Input(
+                    "identity",
+                    tooltip="The learned identity, from SeFi Train Identity or SeFi Load Identity.",
+                ),
+                io.Float.Input(
+                    "strength_k",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip=(
+                        "How much of the identity goes into the attention's keys, which decide "
+                        "where things are and how far the rest of the prompt is obeyed. A factor: "
+                        "0 is the class word, 1 the identity, more exaggerates it."
+                    ),
+                ),
+                io.Float.Input(
+                    "strength_v",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip=(
+                        "How much of the identity goes into the attention's values, which decide "
+                        "what the person looks like. A factor: 0 is the class word, 1 the "
+                        "identity, more exaggerates it."
+                    ),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip=(
+                        "When in the sampling the identity begins, as a share from 0 (start) to 1 "
+                        "(end); before that the class word is drawn."
+                    ),
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip=(
+                        "When in the sampling the identity ends, as a share from 0 (start) to 1 "
+                        "(end); after that the class word is drawn."
+                    ),
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the identity."),
+                io.Clip.Output(tooltip="The CLIP that understands the placeholder."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: io.Model.Type,
+        clip: io.Clip.Type,
+        identity: Identity,
+        strength_k: float,
+        strength_v: float,
+        start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:
+        applied = AppliedIdentity(identity, strength_k, strength_v, start_percent, end_percent)
+        with raised_by(DISPLAY_NAME):
+            return io.NodeOutput(*apply_identity(model, clip, applied))

@@ -1,0 +1,131 @@
+"""Nodes that keep identities in ``{models}/sefi``."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..sefi_core.comfyui import storage
+from ..sefi_core.errors import SeFiError, raised_by
+from ..sefi_core.identity import Identity
+from ..sefi_core.prompts import check_name
+from .types import CATEGORY, SEFI_IDENTITY
+
+
+class SeFiSaveIdentity(io.ComfyNode):
+    """Save an identity into ``{models}/sefi``."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeFiSaveIdentity",
+            display_name="SeFi Save Identity",
+            category=CATEGORY,
+            description=(
+                "Saves a learned identity as one small safetensors file in models/sefi. Another "
+                "identity is never overwritten unless you ask for it."
+            ),
+            search_aliases=["save identity", "save face", "export identity"],
+            inputs=[
+                SEFI_IDENTITY.Input("identity", tooltip="The identity to save."),
+                io.String.Input(
+                    "file_name",
+                    default="",
+                    tooltip=(
+                        "File name within models/sefi, with or without .safetensors; may have "
+                        "subfolders, for example people/anna. Empty: the identity's own name."
+                    ),
+                ),
+                io.Combo.Input(
+                    "if_exists",
+                    options=list(storage.IF_EXISTS),
+                    default="new number",
+                    tooltip=(
+                        "What to do when the file exists and holds another identity: save beside "
+                        "it under a new number (anna_2), overwrite it, or stop with an error."
+                    ),
+                ),
+            ],
+            outputs=[
+                SEFI_IDENTITY.Output(
+                    display_name="identity", tooltip="The identity, unchanged, to go on with."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, file_name: str | None = None) -> bool | str:
+        """Refuse a bad file name before anything is trained. A linked one is None here."""
+        try:
+            storage.check_file_name(file_name or "")
+        except SeFiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, identity: Identity, file_name: str, if_exists: str) -> io.NodeOutput:
+        with raised_by("SeFi Save Identity"):
+            path = storage.save_identity(identity, file_name, if_exists)
+        return io.NodeOutput(identity, ui=ui.PreviewText(f"{identity.placeholder}: {path}"))
+
+
+class SeFiLoadIdentity(io.ComfyNode):
+    """Load an identity from ``{models}/sefi``."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeFiLoadIdentity",
+            display_name="SeFi Load Identity",
+            category=CATEGORY,
+            description="Loads an identity that SeFi Save Identity has put into models/sefi.",
+            search_aliases=["load identity", "load face", "import identity"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=storage.identity_files(),
+                    tooltip="Identity file in models/sefi. Press R to see files that are new.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Another name for it in prompts: anna_2 makes the placeholder <anna_2>, so "
+                        "that two files with the same name can be used together. Empty: the name "
+                        "it was saved with."
+                    ),
+                ),
+            ],
+            outputs=[SEFI_IDENTITY.Output(display_name="identity", tooltip="The identity.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None, name: str | None = None) -> bool | str:
+        """Check file and name before the graph runs. Linked ones are None here."""
+        try:
+            if file is not None:
+                storage.find_file(file)
+            if name:
+                check_name(name)
+        except SeFiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, name: str | None = None) -> object:
+        """The file's content, so that a changed file is read again."""
+        # A linked file name is not known yet: NaN equals nothing, so the file is read every time.
+        return float("nan") if file is None else storage.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file: str, name: str = "") -> io.NodeOutput:
+        with raised_by("SeFi Load Identity"):
+            identity = storage.load_identity(file)
+            if name:
+                identity = identity.renamed(name)
+        if identity.thumbnail is None:
+            return io.NodeOutput(identity)
+        picture = identity.thumbnail[None].float() / 255
+        return io.NodeOutput(identity, ui=ui.PreviewImage(picture, cls=cls))

@@ -1,0 +1,30 @@
+"""Apply an identity to a MODEL and a CLIP, as a LoRA loader applies a LoRA."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+
+from ..errors import SeFiError
+from .base_model import family_of
+from .encoding import AppliedIdentity, apply_to_clip, identity_encoder
+from .injection import apply_to_model
+from .text import token_widths
+
+
+def apply_identity(
+    model: ModelPatcher, clip: CLIP, applied: AppliedIdentity
+) -> tuple[ModelPatcher, CLIP]:
+    """Clones of MODEL and CLIP that know the identity's placeholder.
+
+    Raises :class:`SeFiError` if the identity is for another kind of model or its range is empty.
+    """
+    applied.identity.check_fits(family_of(model), token_widths(clip))
+    if applied.start_percent >= applied.end_percent:
+        raise SeFiError(
+            f"the range of {applied.identity.placeholder} is empty, start_percent "
+            f"{applied.start_percent:g} to end_percent {applied.end_percent:g}: set end_percent "
+            "above start_percent"
+        )
+    clip = apply_to_clip(clip, applied)
+    return apply_to_model(model, identity_encoder(clip).registry), clip

@@ -1,0 +1,311 @@
+"""The MODEL side: gives the cross-attention of each prompt its keys and values.
+
+Three wrappers do it. None of them keeps anything of a run:
+
+- ``OUTER_SAMPLE`` puts a fresh :class:`Run` into the options of this sampling;
+- ``CALC_COND_BATCH`` sees every conditioning of a step, finds out by content which payloads apply
+  to it, and looks up the stage once;
+- ``DIFFUSION_MODEL`` recognises each row of the batch by its context, and only if a row has
+  something to swap adds an ``attn2_patch`` to the options of this one forward.
+
+The patch goes in front of all others, so they see and change what the prompts really stand for.
+Neither the place nor the ``uuid`` of a row is trusted by itself: with areas ComfyUI copies the
+dict of the positive, uuid included, into the negative; tiling wrappers reorder rows; guiders have
+orders of their own. They only decide between conditionings of equal context.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..stages import stage_edges, stage_of_sigma
+from .base_model import training_sigmas
+from .payload import CONDITIONING_KEY, Payload, Registry, Segment, find_segments
+
+logger = logging.getLogger(__name__)
+
+ATTACHMENT = "sefi_identity"
+RUN_KEY = "sefi_identity_run"
+
+Conditioning = dict[str, Any]
+
+
+@dataclass
+class Prompt:
+    """What one conditioning of the current step stands for.
+
+    ``context`` (1, tokens, width) is what ComfyUI feeds to the U-Net; ``swaps`` are the parts of it
+    that have other keys and values now: (start, end, key, value).
+    """
+
+    context: torch.Tensor
+    swaps: list[tuple[int, int, torch.Tensor, torch.Tensor]]
+
+    def repeated(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """The context as a row of the batch ``rows`` (rows, tokens, width), None if it can't be.
+
+        ComfyUI repeats contexts to the least common multiple of the lengths in a batch.
+        """
+        count, tokens, width = self.context.shape
+        if count != 1 or width != rows.shape[2] or rows.shape[1] % tokens:
+            return None
+        return self.context.to(rows).repeat(1, rows.shape[1] // tokens, 1)
+
+
+@dataclass
+class Run:
+    """The state of one sampling."""
+
+    registries: Sequence[Registry]
+    prompts: dict[tuple[int, object], Prompt] = field(default_factory=dict)
+    """The conditionings of the current step, by place in the list of lists and uuid."""
+    segments: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    """Context -> the payloads in it, found once."""
+    edges: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """Number of stages -> the sigmas between them."""
+    moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Payload tensors and their copies on the model's device."""
+    warned: bool = False
+
+    def on_device_of(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """A payload's tensor on the device and of the type of ``like``, moved once per run."""
+        key = id(tensor), like.device, like.dtype
+        if key not in self.moved:
+            self.moved[key] = tensor, tensor.to(like)  # the first keeps its id taken
+        return self.moved[key][1]
+
+
+class Injection:
+    """The wrappers of one MODEL. ``registries`` are those of the CLIPs that belong to it."""
+
+    def __init__(self, registries: Sequence[Registry]) -> None:
+        self.registries = tuple(registries)
+
+    def outer_sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Begin a run. The guider's options are a copy that lives as long as the sampling."""
+        options = executor.class_obj.model_options.setdefault("transformer_options", {})
+        options[RUN_KEY] = Run(self.registries)
+        return executor(*args, **kwargs)
+
+    def calc_cond_batch(
+        self,
+        executor: WrapperExecutor,
+        model: BaseModel,
+        conds: list[list[Conditioning] | None],
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """Resolve the conditionings of a step."""
+        run = model_options.get("transformer_options", {}).get(RUN_KEY)
+        if run is None:  # called without a guider
+            run = Run(self.registries)
+            options = {**model_options.get("transformer_options", {}), RUN_KEY: run}
+            model_options = {**model_options, "transformer_options": options}
+        run.prompts = _resolve(run, model, conds, timestep)
+        try:
+            return executor(model, conds, x, timestep, model_options)
+        finally:
+            run.prompts = {}
+
+    def diffusion_model(
+        self,
+        executor: WrapperExecutor,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None,
+        y: torch.Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Add the patch if a row of the batch has something to swap."""
+        run = transformer_options.get(RUN_KEY)
+        if run is not None and context is not None:
+            swapped = _swapped_contexts(run, context, transformer_options)
+            if swapped is not None:
+                patches = dict(transformer_options.get("patches", {}))
+                patches["attn2_patch"] = [_swap(*swapped), *patches.get("attn2_patch", [])]
+                transformer_options = {**transformer_options, "patches": patches}
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def apply_to_model(model: ModelPatcher, registry: Registry) -> ModelPatcher:
+    """A clone of ``model`` that uses the payloads of the CLIP with this registry.
+
+    Payloads travel with the conditioning, so one set of wrappers serves any number of identities.
+    """
+    clone = model.clone()
+    previous = model.get_attachment(ATTACHMENT)
+    others = [other for other in previous.registries if other is not registry] if previous else []
+    injection = Injection([registry, *others])
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, injection.outer_sample),
+        (WrappersMP.CALC_COND_BATCH, injection.calc_cond_batch),
+        (WrappersMP.DIFFUSION_MODEL, injection.diffusion_model),
+    ):
+        clone.remove_wrappers_with_key(kind, ATTACHMENT)
+        clone.add_wrapper_with_key(kind, ATTACHMENT, wrapper)
+    clone.set_attachments(ATTACHMENT, injection)
+    return clone
+
+
+def _resolve(
+    run: Run,
+    model: BaseModel,
+    conds: list[list[Conditioning] | None],
+    timestep: torch.Tensor,
+) -> dict[tuple[int, object], Prompt]:
+    """The prompts of a step, or nothing if none has anything to swap."""
+    contexts = [
+        (place, cond, cond["model_conds"]["c_crossattn"].cond)
+        for place, group in enumerate(conds)
+        for cond in group or []
+        if "c_crossattn" in cond.get("model_conds", {})
+    ]
+    # The dict of another conditioning may have been copied to a context; see the module.
+    owners = {
+        id(context): cond for _, cond, context in contexts if cond.get("cross_attn") is context
+    }
+    for _, cond, context in contexts:
+        if context not in run.segments:
+            run.segments[context] = _segments(run, context, owners.get(id(context), cond))
+    if not any(run.segments[context] for _, _, context in contexts):
+        return {}
+    sigma = float(timestep.flatten()[0])
+    return {
+        (place, cond["uuid"]): Prompt(context, _swaps(run, model, run.segments[context], sigma))
+        for place, cond, context in contexts
+    }
+
+
+def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[Segment]:
+    registered = (payload for registry in run.registries for payload in registry)
+    segments = find_segments(context, cond, registered)
+    own = cond.get(CONDITIONING_KEY)
+    if own and not segments and context.any() and not run.warned:
+        run.warned = True
+        names = " and ".join(f"<{name}>" for payload in own for name in payload["names"])
+        logger.warning(
+            "SeFi Apply Identity: the conditioning of a prompt with %s was changed by another "
+            "node, such as ConditioningAverage, and is sampled as it is, without the identity.",
+            names,
+        )
+    return segments
+
+
+def _swaps(
+    run: Run, model: BaseModel, segments: Sequence[Segment], sigma: float
+) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    swaps = []
+    for segment in segments:
+        phase = _phase(run, model, segment.payload, sigma)
+        if phase is not None:
+            swaps.append((segment.start, segment.end, phase["key"], phase["value"]))
+    return swaps
+
+
+def _phase(run: Run, model: BaseModel, payload: Payload, sigma: float) -> dict[str, Any] | None:
+    """The phase of a payload that ``sigma`` falls into, or None outside all of them."""
+    sampling = model.model_sampling
+    for phase in payload["phases"]:
+        begins = sampling.percent_to_sigma(phase["start_percent"])
+        ends = sampling.percent_to_sigma(phase["end_percent"])
+        if ends <= sigma <= begins and all(
+            stage_of_sigma(sigma, _edges(run, model, stages)) == stage
+            for stage, stages in phase["stages"]
+        ):
+            return phase
+    return None
+
+
+def _edges(run: Run, model: BaseModel, stages: int) -> tuple[float, ...]:
+    if stages not in run.edges:
+        run.edges[stages] = stage_edges(training_sigmas(model), stages)
+    return run.edges[stages]
+
+
+def _swapped_contexts(
+    run: Run, context: torch.Tensor, transformer_options: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Keys' and values' context for a batch of contexts (rows, tokens, width), or None."""
+    prompts = _prompts_of_rows(run, context, transformer_options)
+    swapped = {}
+    for row, prompt in zip(context.split(1), prompts, strict=True):
+        if prompt is not None and prompt.swaps and id(prompt) not in swapped:
+            swapped[id(prompt)] = _swapped_row(run, row, prompt)
+    if not swapped:
+        return None
+    pairs = [
+        swapped.get(id(prompt), (row, row))
+        for row, prompt in zip(context.split(1), prompts, strict=True)
+    ]
+    keys, values = zip(*pairs, strict=True)
+    return torch.cat(keys), torch.cat(values)
+
+
+def _swapped_row(run: Run, row: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys' and values' context (1, tokens, width) of one row."""
+    tokens = prompt.context.shape[1]
+    keys, values = [], []
+    done = 0
+    for start, end, key, value in prompt.swaps:
+        keys += [row[:, done:start], run.on_device_of(key, row)]
+        values += [row[:, done:start], run.on_device_of(value, row)]
+        done = end
+    copies = row.shape[1] // tokens
+    rest = row[:, done:tokens]
+    return (
+        torch.cat([*keys, rest], dim=1).repeat(1, copies, 1),
+        torch.cat([*values, rest], dim=1).repeat(1, copies, 1),
+    )
+
+
+def _prompts_of_rows(
+    run: Run, context: torch.Tensor, transformer_options: dict[str, Any]
+) -> list[Prompt | None]:
+    """The prompt that each row of the batch is the context of."""
+    rows = context.shape[0]
+    repeated = [(prompt, prompt.repeated(context)) for prompt in run.prompts.values()]
+    candidates = [(prompt, expected) for prompt, expected in repeated if expected is not None]
+    if not candidates:
+        return [None] * rows
+    equal = [(context == expected).flatten(1).all(1) for _, expected in candidates]
+    matches = torch.stack(equal, dim=1).tolist()  # the one synchronisation of a forward
+    places = list(
+        zip(
+            transformer_options.get("cond_or_uncond", ()),
+            transformer_options.get("uuids", ()),
+            strict=False,
+        )
+    )
+    prompts: list[Prompt | None] = []
+    for row in range(rows):
+        matching = [
+            prompt for (prompt, _), match in zip(candidates, matches[row], strict=True) if match
+        ]
+        # Equal contexts may stand for different things; then the row's own place decides.
+        by_place = run.prompts.get(places[row * len(places) // rows]) if places else None
+        own = [prompt for prompt in matching if prompt is by_place]
+        prompts.append(next(iter(own or matching), None))
+    return prompts
+
+
+def _swap(key: torch.Tensor, value: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """An ``attn2_patch`` that sets the contexts of keys and values."""
+
+    def patch(
+        query: torch.Tensor, context: torch.Tensor, _: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        return query, key, value
+
+    return patch

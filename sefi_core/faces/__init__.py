@@ -1,0 +1,1 @@
+"""Faces in pictures: detectors, the shapes around a face, masks and crops."""

@@ -1,0 +1,100 @@
+"""Placeholders in prompts: ``<anna>`` stands where the class word of the identity would stand.
+
+A placeholder is a name in angle brackets; a name has letters (of any script), digits, ``_`` and
+``-``, and its case counts. So LoRA tags such as ``<lora:anna:1>`` are no placeholders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from .errors import SeFiError
+
+MAX_NAME_LENGTH = 64
+MAX_CLASS_WORD_LENGTH = 64
+
+TEMPLATE_PLACEHOLDER = "<name>"
+"""Stands in training templates for the placeholder of whichever identity is being trained."""
+
+_NAME = re.compile(r"[\w-]+")
+_PLACEHOLDER = re.compile(r"<([\w-]+)>")
+
+
+class Placeholder(NamedTuple):
+    """One occurrence of ``<name>`` in a text: ``text[start:end]``, brackets included."""
+
+    name: str
+    start: int
+    end: int
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can be the name of an identity, else raise :class:`SeFiError`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SeFiError(
+            f"the name {name!r} cannot be used: give a name of letters, digits, _ and - only, "
+            "without spaces or brackets, for example anna or anna_2"
+        )
+    if len(name) > MAX_NAME_LENGTH:
+        raise SeFiError(
+            f"the name has {len(name)} characters: give one of at most {MAX_NAME_LENGTH}"
+        )
+    return name
+
+
+def check_class_word(class_word: str) -> str:
+    """Return ``class_word`` without outer spaces if it can be one, else raise :class:`SeFiError`.
+
+    It may be several words ("old man").
+    """
+    word = class_word.strip() if isinstance(class_word, str) else ""
+    if not any(character.isalnum() for character in word):
+        raise SeFiError(
+            f"the class word {class_word!r} is no word: give the general word for what the picture "
+            "shows, for example person, cat or chair"
+        )
+    if not word.isprintable() or set(word) & set("<>()[]:"):
+        raise SeFiError(
+            f"the class word {class_word!r} has characters that mean something else in a prompt: "
+            "give plain words, for example person or old man"
+        )
+    if len(word) > MAX_CLASS_WORD_LENGTH:
+        raise SeFiError(
+            f"the class word has {len(word)} characters: give one of at most "
+            f"{MAX_CLASS_WORD_LENGTH}, for example person"
+        )
+    return word
+
+
+def placeholder_of(name: str) -> str:
+    """``"<anna>"`` for ``"anna"``."""
+    return f"<{name}>"
+
+
+def find_placeholders(text: str, names: Collection[str]) -> list[Placeholder]:
+    """All placeholders of ``names`` in ``text``, in order; others are plain text and not listed."""
+    return [
+        Placeholder(match[1], match.start(), match.end())
+        for match in _PLACEHOLDER.finditer(text)
+        if match[1] in names
+    ]
+
+
+def expand_template(template: str, name: str) -> str:
+    """The training prompt that a template gives for the identity ``name``.
+
+    ``"a photo of <name>"`` becomes ``"a photo of <anna>"``; a template that says ``<anna>`` itself
+    is fine too. Raises :class:`SeFiError` unless the prompt has the placeholder exactly once.
+    """
+    placeholder = placeholder_of(name)
+    prompt = template.replace(TEMPLATE_PLACEHOLDER, placeholder)
+    count = len(find_placeholders(prompt, {name}))
+    if count != 1:
+        raise SeFiError(
+            f'the prompt template "{template}" has the placeholder {count} times: write '
+            f"{TEMPLATE_PLACEHOLDER} (or {placeholder}) exactly once in every template, "
+            f'for example "a photo of {TEMPLATE_PLACEHOLDER}"'
+        )
+    return prompt

@@ -1,0 +1,40 @@
+"""ComfyUI in this process, on the CPU, with directories of its own."""
+
+import atexit
+import shutil
+import sys
+import tempfile
+
+import pytest
+from sefi_ide.tools.comfyui import comfyui_path
+
+sys.path.insert(0, str(comfyui_path()))
+
+from comfy.cli_args import args  # noqa: E402
+
+# Before anything else of ComfyUI is imported: both are read at import time.
+args.cpu = True
+args.base_directory = tempfile.mkdtemp(prefix="sefi-tests-")
+atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from sefi_ide.tests.comfy import random_checkpoint  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint(tmp_path_factory) -> str:
+    """Path of a miniature Stable Diffusion checkpoint with random fp32 weights."""
+    path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
+    random_checkpoint.save(path, torch.float32)
+    return str(path)
+
+
+@pytest.fixture
+def mini_sd(mini_checkpoint):
+    """Fresh ``(model, clip, vae)`` of the random miniature, as a loader node gives them."""
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+            mini_checkpoint, embedding_directory=None
+        )
+    return model, clip, vae

@@ -1,0 +1,225 @@
+"""``make mini-sd-check``: is the miniature Stable Diffusion good enough to measure with?
+
+Prints one JSON object with the figures as its last line, and exits with 1 when a bar is
+missed. Everything is measured on seeds that training never saw, with ComfyUI's stock loader
+and sampler. ``SEED`` chooses others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+
+import numpy as np
+import runtime  # noqa: F401  (puts ComfyUI on the path, on the CPU)
+import torch
+import torch.nn.functional as F
+import world
+from dataset import Cast, make_dataset
+from judges import Judges, load_judges
+from render import render
+from runtime import MiniSDRuntime
+from unet import AttentionRecorder, alphas_cumprod, word_regions
+
+log = logging.getLogger("mini_sd")
+
+BARS = {
+    "prompt_share": (0.90, "min"),
+    "named_top1": (0.80, "min"),
+    "judge_attributes": (0.97, "min"),
+    "judge_identity": (0.99, "min"),
+    "word_leak_ratio": (0.60, "max"),
+}
+LEAK_TIMESTEPS = (200, 400, 600)
+GALLERY = 50
+
+
+def random_wishes(rng: np.random.Generator) -> dict[str, str]:
+    """One to three prompted attributes."""
+    values = {
+        "scene": world.SCENES[1:], "object": world.OBJECTS[1:],
+        "expression": world.EXPRESSIONS[1:], "eyes": ("closed",),
+    }  # fmt: skip
+    chosen = rng.choice(list(values), size=rng.integers(1, 4), replace=False)
+    return {name: str(rng.choice(values[name])) for name in chosen}
+
+
+def shot_of(look: world.Look, word: str, wishes: dict[str, str], seed: int) -> world.Shot:
+    """The shot that shows an individual with the prompted attributes."""
+    return world.solo(
+        look,
+        word,
+        seed=seed,
+        scene=wishes.get("scene", "plain"),
+        expression=wishes.get("expression", "neutral"),
+        eyes_closed=wishes.get("eyes") == "closed",
+        holds=wishes.get("object", "none"),
+    )
+
+
+def pictures_of(shots: list[world.Shot]) -> torch.Tensor:
+    """Renders (B, 128, 128, 3) in [0, 1]."""
+    return torch.stack([torch.from_numpy(render(s).picture).float() / 255 for s in shots])
+
+
+def random_shots(count: int, rng: np.random.Generator, seed: int) -> tuple[list, list]:
+    """Shots of unseen people with everything prompted, and what they show."""
+    shots, truth = [], []
+    for i in range(count):
+        wishes = {
+            "scene": str(rng.choice(world.SCENES)), "object": str(rng.choice(world.OBJECTS)),
+            "expression": str(rng.choice(world.EXPRESSIONS)), "eyes": str(rng.choice(("open", "closed"))),
+        }  # fmt: skip
+        shots.append(shot_of(world.unseen_look(seed + i), "person", wishes, seed + i))
+        truth.append(wishes)
+    return shots, truth
+
+
+def check_judges(mini: MiniSDRuntime, judges: Judges, seed: int) -> dict[str, float]:
+    """The judges on fresh renders and after the autoencoder; the lower figure counts."""
+    rng = np.random.default_rng(seed)
+    shots, truth = random_shots(300, rng, seed)
+    fresh = pictures_of(shots)
+    attributes = {
+        name: judges.prompt_share(pictures, truth)
+        for name, pictures in (("fresh", fresh), ("decoded", mini.round_trip(fresh)))
+    }
+    pairs = _twin_pairs(200, rng, seed)
+    identity = {}
+    for name, through in (("fresh", lambda x: x), ("decoded", mini.round_trip)):
+        a, same, other = (judges.identity_embeddings(through(p)) for p in pairs)
+        identity[name] = auc((a * same).sum(-1), (a * other).sum(-1))
+    log.info("judges: attributes %s, identity %s", attributes, identity)
+    return {
+        "judge_attributes": min(attributes.values()),
+        "judge_identity": min(identity.values()),
+    }
+
+
+def _twin_pairs(count: int, rng, seed: int):
+    """Pictures of someone, of the same one again, and of another with the same hair and skin."""
+    sets = [[], [], []]
+    hair = [list(world.PERSON_CHOICES).index(n) for n in ("hair", "hair_colour")]
+    skin = world.PERSON_MEASURES.index("skin")
+    for i in range(count):
+        look, other = (world.unseen_look(seed + 5000 + k * count + i) for k in range(2))
+        measures, choices = list(other.measures), list(other.choices)
+        measures[skin] = look.measures[skin]
+        for j in hair:
+            choices[j] = look.choices[j]
+        other = world.Look("person", tuple(measures), tuple(choices))
+        for group, who in zip(sets, (look, look, other), strict=True):
+            group.append(shot_of(who, "person", random_wishes(rng), int(rng.integers(2**31))))
+    return [pictures_of(shots) for shots in sets]
+
+
+def auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
+    """Area under the ROC curve of two sets of scores."""
+    wins = (positive[:, None] > negative[None]).double() + 0.5 * (positive[:, None] == negative[None])
+    return wins.mean().item()
+
+
+def check_prompts(mini: MiniSDRuntime, judges: Judges, seed: int, count: int = 96) -> dict:
+    """Share of the prompted attributes found in pictures of the class word."""
+    rng = np.random.default_rng(seed)
+    wishes = [random_wishes(rng) for _ in range(count)]
+    captions = [
+        shot_of(world.unseen_look(0), "person", w, 0).caption() for w in wishes
+    ]
+    pictures = mini.sample(captions, seed=seed)
+    found = judges.found(pictures, wishes)
+    by_name: dict[str, list[bool]] = {}
+    for wanted, hits in zip(wishes, found, strict=True):
+        for name, hit in zip(wanted, hits, strict=True):
+            by_name.setdefault(name, []).append(hit)
+    log.info("prompts: %s", {k: round(float(np.mean(v)), 3) for k, v in by_name.items()})
+    return {"prompt_share": judges.prompt_share(pictures, wishes)}
+
+
+def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 2) -> dict:
+    """Named people against a gallery of 50 names, by the identity judge."""
+    rng = np.random.default_rng(seed)
+    looks = world.named_looks("person")
+    names = [str(n) for n in rng.choice(list(looks), size=GALLERY, replace=False)]
+    gallery = []
+    for name in names:
+        shots = [
+            shot_of(looks[name], name, random_wishes(rng), int(rng.integers(2**31))) for _ in range(6)
+        ]
+        gallery.append(F.normalize(judges.identity_embeddings(pictures_of(shots)).mean(0), dim=-1))
+    gallery = torch.stack(gallery)
+    captions = [
+        shot_of(looks[name], name, random_wishes(rng), 0).caption()
+        for name in names
+        for _ in range(per_name)
+    ]
+    scores = judges.identity_embeddings(mini.sample(captions, seed=seed)) @ gallery.T
+    own = torch.arange(GALLERY).repeat_interleave(per_name)
+    log.info("names: own cosine %.3f", scores[torch.arange(len(own)), own].mean())
+    return {"named_top1": (scores.argmax(dim=-1) == own).float().mean().item()}
+
+
+def check_locality(mini: MiniSDRuntime, seed: int, count: int = 64) -> dict:
+    """Attention of class words, names and objects outside their region, over a uniform map's."""
+    data = make_dataset(count, seed=10**6 + seed, cast=Cast(named=0.5, slot=0.0))
+    context = mini.contexts_of_ids(data.ids)
+    latents = mini.latents(data.pictures.movedim(1, -1).float() / 255)
+    regions = word_regions(data, torch.arange(count), ("subject", "object"))
+    words = ~regions[..., 0, 0].isnan()
+    recorder = AttentionRecorder(mini.unet)
+    alphas, generator = alphas_cumprod(), torch.Generator().manual_seed(seed)
+    outside, uniform = [], []
+    for timestep in LEAK_TIMESTEPS:
+        noise = torch.randn(latents.shape, generator=generator)
+        alpha = alphas[timestep]
+        with torch.no_grad():
+            mini.unet(
+                alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
+                torch.full((count,), timestep),
+                context=context,
+                transformer_options=dict(recorder.options),
+            )
+        for attention in recorder.take():
+            side = int(attention.shape[1] ** 0.5)
+            if side not in (latents.shape[-1] // 2, latents.shape[-1] // 4):
+                continue
+            attention = attention / (1 - attention[..., :1])  # the start token left out
+            region = F.adaptive_avg_pool2d(regions.nan_to_num(), side).flatten(2).transpose(1, 2)
+            inside = (attention * region).sum(1) / attention.sum(1)
+            outside.append((1 - inside)[words].mean())
+            uniform.append((1 - region.mean(1))[words].mean())
+    return {"word_leak_ratio": (torch.stack(outside).mean() / torch.stack(uniform).mean()).item()}
+
+
+def nearest_training_identity(seed: int, count: int = 24) -> dict[str, float]:
+    """Cosine of each benchmark identity's code with the nearest named one's."""
+    names = torch.stack([torch.from_numpy(x.code) for x in world.named_looks("person").values()])
+    unseen = torch.stack([torch.from_numpy(world.unseen_look(seed + i).code) for i in range(count)])
+    nearest = (F.normalize(unseen, dim=-1) @ F.normalize(names, dim=-1).T).amax(dim=-1)
+    return {"nearest_mean": nearest.mean().item(), "nearest_max": nearest.max().item()}
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    seed = int(os.environ.get("SEED", "1"))
+    mini, judges = MiniSDRuntime(), load_judges()
+    figures = check_judges(mini, judges, seed)
+    figures |= check_locality(mini, seed)
+    figures |= check_prompts(mini, judges, seed)
+    figures |= check_names(mini, judges, seed)
+    figures |= nearest_training_identity(seed)
+    missed = [
+        name
+        for name, (bar, side) in BARS.items()
+        if (figures[name] < bar if side == "min" else figures[name] > bar)
+    ]
+    for name in missed:
+        log.error("missed: %s is %.3f, the bar is %s", name, figures[name], BARS[name][0])
+    sys.stdout.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Training pictures of the miniature world, their captions and what each word of them means.
+
+Captions are token ids of ComfyUI's stock CLIP tokenizer. A person can be called by a name,
+by the class word, or by a *slot*: a token whose embedding is computed from the person's look,
+for people that have no name in the vocabulary (see ``text_encoder.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import render
+import torch
+import torch.nn.functional as F
+import world
+
+CONTEXT_LENGTH = 77
+START, END = 49406, 49407
+SLOT_WORDS = ("slot0", "slot1")
+SLOT_IDS = (49404, 49405)  # the last two merges of the vocabulary: no caption uses them
+
+# What a token is about: its own region of the picture, and its own class.
+ROLES = ("none", "subject", "expression", "eyes", "object", "scene", "place")
+_EXPRESSION_WORDS = set(world.EXPRESSIONS[1:])
+_OBJECT_WORDS = set(world.OBJECTS[1:])
+_SCENE_WORDS = set(world.SCENE_WORDS.values())
+
+
+@lru_cache(maxsize=None)
+def word_ids(word: str) -> tuple[int, ...]:
+    """Token ids of one word, as the stock tokenizer splits it."""
+    if word in SLOT_WORDS:
+        return (SLOT_IDS[SLOT_WORDS.index(word)],)
+    return tuple(_tokenizer()(word)["input_ids"][1:-1])
+
+
+@lru_cache(maxsize=1)
+def _tokenizer():
+    from comfy.sd1_clip import SDTokenizer
+
+    return SDTokenizer().tokenizer
+
+
+@dataclass
+class Captions:
+    """Token ids (N, 77), the role of every token and the actor it belongs to (0 or 1)."""
+
+    ids: torch.Tensor
+    roles: torch.Tensor
+    actors: torch.Tensor
+
+
+def encode_captions(captions: list[str], subjects: list[list[str]]) -> Captions:
+    """Tokenise captions; ``subjects`` are the words by which each caption calls its actors."""
+    ids = torch.full((len(captions), CONTEXT_LENGTH), END, dtype=torch.int32)
+    roles = torch.zeros(ids.shape, dtype=torch.int8)
+    actors = torch.zeros(ids.shape, dtype=torch.int8)
+    for row, (caption, names) in enumerate(zip(captions, subjects, strict=True)):
+        ids[row, 0] = START
+        column, actor, met = 1, 0, 0
+        for word in caption.split():
+            role = "none"
+            if met < len(names) and word == names[met]:
+                role, actor, met = "subject", met, met + 1
+            elif word in _EXPRESSION_WORDS:
+                role = "expression"
+            elif word == "closed":
+                role = "eyes"
+            elif word in _OBJECT_WORDS:
+                role = "object"
+            elif word in _SCENE_WORDS:
+                role = "scene"
+            elif word in world.PLACES:
+                role = "place"
+            for token in word_ids(word):
+                ids[row, column] = token
+                roles[row, column] = ROLES.index(role)
+                actors[row, column] = actor
+                column += 1
+    return Captions(ids, roles, actors)
+
+
+@dataclass
+class Dataset:
+    """Pictures (N, 3, 128, 128) uint8 with everything that is known about them.
+
+    ``looks`` (N, 2, IDENTITY_DIM) and ``kinds`` (N, 2) describe up to two actors, with kind -1
+    where there is none; ``said`` (N, 2, 4) are expression, eyes, object and place; ``scenes``
+    (N,); ``regions`` (N, 2, 3, 16, 16) the share of each latent cell that is head, body and
+    object of an actor, in [0, 255].
+    """
+
+    pictures: torch.Tensor
+    looks: torch.Tensor
+    kinds: torch.Tensor
+    named: torch.Tensor
+    said: torch.Tensor
+    scenes: torch.Tensor
+    regions: torch.Tensor
+    ids: torch.Tensor
+    roles: torch.Tensor
+    actors: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def save(self, path: Path) -> None:
+        torch.save({f.name: getattr(self, f.name) for f in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Dataset:
+        return cls(**torch.load(path, weights_only=True, mmap=True))
+
+
+class Cast:
+    """Chooses who plays: named people, people of the class word, people in a slot."""
+
+    def __init__(self, named: float = 0.45, slot: float = 0.33):
+        self.named, self.slot = named, slot
+        self.known = {kind: list(world.named_looks(kind).items()) for kind in ("person", "robot")}
+        self.slots = 0
+
+    def __call__(self, rng: np.random.Generator, kind: str):
+        draw = rng.random()
+        if draw < self.named:
+            return self.known[kind][rng.integers(len(self.known[kind]))]
+        look = world.random_look(rng, kind)
+        if draw < self.named + self.slot:
+            self.slots += 1
+            return SLOT_WORDS[(self.slots - 1) % 2], look
+        return world.CLASS_WORDS[kind], look
+
+
+def make_dataset(count: int, seed: int, cast: Cast | None = None) -> Dataset:
+    """Draw ``count`` random shots. Seeds of training stay below 10**6."""
+    rng = np.random.default_rng(seed)
+    cast = cast or Cast()
+    columns: dict[str, list] = {f.name: [] for f in fields(Dataset)}
+    captions, subjects = [], []
+    for _ in range(count):
+        cast.slots = 0
+        shot = world.random_shot(rng, cast)
+        _describe(shot, rng, columns, captions, subjects)
+    encoded = encode_captions(captions, subjects)
+    columns.update(ids=encoded.ids, roles=encoded.roles, actors=encoded.actors)
+    return Dataset(
+        **{k: torch.from_numpy(np.stack(v)) if isinstance(v, list) else v for k, v in columns.items()}
+    )
+
+
+def _describe(shot: world.Shot, rng, columns, captions, subjects) -> None:
+    rendering = render.render(shot)
+    looks = np.zeros((2, world.IDENTITY_DIM), np.float32)
+    kinds, named = np.full(2, -1, np.int64), np.zeros(2, np.int64)
+    said = np.zeros((2, 4), np.int64)
+    regions = np.zeros((2, 3, 16, 16), np.uint8)
+    for i, actor in enumerate(shot.actors):
+        looks[i] = actor.look.code
+        kinds[i] = ("person", "robot").index(actor.look.kind)
+        named[i] = actor.word not in world.CLASS_WORDS
+        said[i] = (
+            world.EXPRESSIONS.index(actor.expression),
+            int(actor.eyes_closed),
+            world.OBJECTS.index(actor.holds),
+            world.PLACES.index(actor.place),
+        )
+        for j, name in enumerate(render.REGIONS):
+            mask = torch.from_numpy(rendering.regions[i][name].astype(np.float32))
+            regions[i, j] = F.avg_pool2d(mask[None, None], 8)[0, 0].round().numpy()
+    for name, value in (
+        ("pictures", rendering.picture.transpose(2, 0, 1)), ("looks", looks), ("kinds", kinds),
+        ("named", named), ("said", said), ("scenes", np.int64(world.SCENES.index(shot.scene))),
+        ("regions", regions),
+    ):  # fmt: skip
+        columns[name].append(value)
+    captions.append(shot.caption(rng))
+    subjects.append([actor.word for actor in shot.actors])

@@ -1,0 +1,147 @@
+"""Two small judges: who is in a picture, and what does it show.
+
+The identity judge regresses a look's code from a picture; the vector it gives is the
+identity embedding, compared by cosine. The attribute judge classifies scene, object,
+expression and eyes. Both see pictures as samplers make them, (B, 128, 128, 3) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import world
+from torch import nn
+
+WEIGHTS = Path(__file__).parent / "judges.safetensors"
+ATTRIBUTES = {
+    "expression": world.EXPRESSIONS,
+    "eyes": ("open", "closed"),
+    "object": world.OBJECTS,
+    "scene": world.SCENES,
+}
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return F.relu(x + self.body(x))
+
+
+class JudgeNet(nn.Sequential):
+    """Pictures (B, 3, 128, 128) in [0, 1] to ``outputs`` numbers."""
+
+    def __init__(self, outputs: int):
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+        previous = 12
+        for width in (32, 64, 96, 128):
+            stride = 1 if previous == 12 else 2
+            layers += [
+                nn.Conv2d(previous, width, 3, padding=1, stride=stride, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            if width >= 64:
+                layers.append(_Residual(width))
+            previous = width
+        layers += [nn.Conv2d(128, 24, 1), nn.Flatten(), nn.ReLU(), nn.Linear(24 * 64, 256), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(256, outputs))
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The trained pair. Pictures are (B, 128, 128, 3) in [0, 1], as ComfyUI's IMAGE."""
+
+    identity: nn.Module
+    attributes: nn.Module
+
+    @torch.no_grad()
+    def identity_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Identity embeddings (B, IDENTITY_DIM) of unit length."""
+        return F.normalize(self.identity(_channels_first(pictures)), dim=-1)
+
+    def identity_similarity(self, pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Cosine (B,) of each picture with the mean embedding of the reference pictures."""
+        mean = F.normalize(self.identity_embeddings(reference).mean(dim=0), dim=-1)
+        return self.identity_embeddings(pictures) @ mean
+
+    @torch.no_grad()
+    def read(self, pictures: torch.Tensor) -> dict[str, list[str]]:
+        """What each picture shows: the most likely value of each of ``ATTRIBUTES``."""
+        scores = self.attributes(_channels_first(pictures))
+        sizes = [len(values) for values in ATTRIBUTES.values()]
+        return {
+            name: [values[i] for i in part.argmax(dim=-1).tolist()]
+            for (name, values), part in zip(
+                ATTRIBUTES.items(), scores.split(sizes, dim=-1), strict=True
+            )
+        }
+
+    def found(self, pictures: torch.Tensor, prompted: Sequence[dict[str, str]]) -> list[list[bool]]:
+        """For each picture, whether each prompted attribute is seen in it."""
+        seen = self.read(pictures)
+        return [
+            [seen[name][row] == value for name, value in wanted.items()]
+            for row, wanted in enumerate(prompted)
+        ]
+
+    def prompt_share(self, pictures: torch.Tensor, prompted: Sequence[dict[str, str]]) -> float:
+        """Share of all prompted attributes that are seen."""
+        hits = [hit for row in self.found(pictures, prompted) for hit in row]
+        return sum(hits) / len(hits)
+
+
+def _channels_first(pictures: torch.Tensor) -> torch.Tensor:
+    pictures = pictures[..., :3].movedim(-1, 1).float()
+    if pictures.shape[-1] != 128 or pictures.shape[-2] != 128:
+        pictures = F.interpolate(pictures, size=(128, 128), mode="bilinear", antialias=True)
+    return pictures
+
+
+def build_judges() -> nn.ModuleDict:
+    """Untrained judges."""
+    return nn.ModuleDict(
+        {
+            "identity": JudgeNet(world.IDENTITY_DIM),
+            "attributes": JudgeNet(sum(len(v) for v in ATTRIBUTES.values())),
+        }
+    )
+
+
+def load_judges(path: Path = WEIGHTS) -> Judges:
+    """Read the trained judges."""
+    nets = build_judges()
+    nets.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
+    nets.eval()
+    return Judges(nets["identity"], nets["attributes"])
+
+
+def save_judges(nets: nn.ModuleDict, path: Path = WEIGHTS) -> None:
+    """Write trained judges in half precision."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in nets.state_dict().items()}
+    safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
+
+
+def judge_step(net: nn.Module, name: str, data, rows, round_trip) -> torch.Tensor:
+    """Training loss of one judge on pictures of one actor, half of them as a VAE returns them."""
+    pictures = data.pictures[rows].float() / 255
+    half = len(rows) // 2
+    with torch.no_grad():
+        pictures[:half] = round_trip(pictures[:half])
+    pictures = pictures + 0.02 * torch.randn_like(pictures)
+    output = net(pictures)
+    if name == "identity":
+        return (output - data.looks[rows, 0]).square().mean() * 10
+    targets = [data.said[rows, 0, 0], data.said[rows, 0, 1], data.said[rows, 0, 2], data.scenes[rows]]
+    parts = output.split([len(v) for v in ATTRIBUTES.values()], dim=-1)
+    return sum(F.cross_entropy(p, t, label_smoothing=0.02) for p, t in zip(parts, targets, strict=True))

@@ -1,0 +1,77 @@
+"""ComfyUI in this process, on the CPU, with the miniature loaded as its users load it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, os.environ.get("COMFYUI_PATH") or str(ROOT / ".comfyui" / "ComfyUI"))
+
+import comfy.options  # noqa: E402
+
+comfy.options.args_parsing = False
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = True
+
+import architecture  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+
+CHECKPOINT = Path(__file__).parent / "mini_sd.safetensors"
+STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
+
+
+class MiniSDRuntime:
+    """MODEL, CLIP and VAE of the checkpoint from ComfyUI's loader, and pictures from them."""
+
+    def __init__(self, checkpoint: Path = CHECKPOINT):
+        architecture.register()
+        self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+
+    @property
+    def unet(self):
+        """The loaded U-Net, with its weights in place."""
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([self.model])
+        return self.model.model.diffusion_model
+
+    def encode(self, caption: str):
+        """A caption's CONDITIONING."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))
+
+    def contexts_of_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text states (B, 77, D) of rows of token ids."""
+        rows = [[(int(token), 1.0) for token in row] for row in ids]
+        return torch.cat([self.clip.encode_from_tokens({"l": [row]}) for row in rows])
+
+    def latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Latents of pictures (B, H, W, 3), scaled as the U-Net sees them."""
+        with torch.no_grad():
+            return self.model.model.process_latent_in(self.vae.encode(pictures))
+
+    def round_trip(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures through the autoencoder and back."""
+        with torch.no_grad():
+            return torch.cat([self.vae.decode(self.vae.encode(p)) for p in pictures.split(32)])
+
+    def sample(self, captions: list[str], seed: int, batch: int = 8, size: int = 128) -> torch.Tensor:
+        """One picture (size, size, 3) for each caption, stacked."""
+        pictures = []
+        negative = self.encode("")
+        with torch.no_grad():
+            for number, caption in enumerate(captions):
+                noise = torch.randn(
+                    (1, architecture.LATENT_CHANNELS, size // 8, size // 8),
+                    generator=torch.Generator().manual_seed(10_000 * seed + number),
+                )
+                latents = comfy.sample.sample(
+                    self.model, noise, STEPS, CFG, SAMPLER, SCHEDULER,
+                    self.encode(caption), negative, torch.zeros_like(noise), disable_pbar=True,
+                )  # fmt: skip
+                pictures.append(self.vae.decode(latents))
+        return torch.cat(pictures)

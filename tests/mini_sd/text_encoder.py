@@ -1,0 +1,122 @@
+"""Teach ComfyUI's CLIP text model the words of the miniature world, then freeze it.
+
+Every word's own state must tell what the word means: a name the person's look, an object word
+the object; the states after the sentence tell the whole of it, as CLIP's do. People without a
+name are reached through a linear map from looks to embeddings, fitted on the names: the
+vocabulary of the real Stable Diffusion holds far more people than a small one can list.
+"""
+
+from __future__ import annotations
+
+import comfy.clip_model
+import torch
+import torch.nn.functional as F
+import world
+from dataset import END, ROLES, SLOT_IDS, Dataset, word_ids
+from torch import nn
+
+RIDGE = 1e-2
+
+
+def layer_forward(self, x, mask=None, optimized_attention=None):
+    """``CLIPLayer.forward`` without its in-place additions, which forbid a backward pass."""
+    x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
+    return x + self.mlp(self.layer_norm2(x))
+
+
+def allow_backward() -> None:
+    """Make ComfyUI's CLIP layers differentiable, for this process."""
+    comfy.clip_model.CLIPLayer.forward = layer_forward
+
+
+def _known() -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of all names (M,) and their looks with the kind behind (M, IDENTITY_DIM + 2)."""
+    ids, codes = [], []
+    for k, kind in enumerate(("person", "robot")):
+        for name, look in world.named_looks(kind).items():
+            (token,) = word_ids(name)
+            ids.append(token)
+            codes.append(torch.cat([torch.from_numpy(look.code), F.one_hot(torch.tensor(k), 2)]))
+    return torch.tensor(ids), torch.stack(codes).float()
+
+
+class Words(nn.Module):
+    """The text model with the map from looks to embeddings and the heads that train it."""
+
+    def __init__(self, transformer: nn.Module, width: int):
+        super().__init__()
+        self.transformer = transformer
+        ids, codes = _known()
+        self.register_buffer("name_ids", ids, persistent=False)
+        gram = codes.T @ codes + RIDGE * len(codes) * torch.eye(codes.shape[1])
+        self.register_buffer("fit", torch.linalg.solve(gram, codes.T), persistent=False)
+        sizes = {
+            "subject": world.IDENTITY_DIM, "kind": 2, "actor": 2, "expression": len(world.EXPRESSIONS),
+            "eyes": 2, "object": len(world.OBJECTS), "place": len(world.PLACES),
+            "scene": len(world.SCENES),
+        }  # fmt: skip
+        self.word_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
+        self.sentence_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
+
+    def look_embeddings(self, looks: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, width) of people who look so, whether or not they have a name."""
+        names = self.transformer.get_input_embeddings().weight[self.name_ids]
+        codes = torch.cat([looks, F.one_hot(kinds.clamp(min=0), 2).to(looks)], dim=-1)
+        return codes @ (self.fit @ names)
+
+    def forward(self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Text states (B, L, width) of token ids (B, L); slots take the embedding of their look."""
+        embeddings = self.transformer.get_input_embeddings()(ids.long())
+        slots = self.look_embeddings(looks, kinds)  # (B, 2, width)
+        spread = slots.detach().std() * 0.1
+        for i, slot in enumerate(SLOT_IDS):
+            noisy = slots[:, i] + spread * torch.randn_like(slots[:, i])
+            embeddings = torch.where((ids == slot)[..., None], noisy[:, None], embeddings)
+        return _encode(self.transformer.text_model, embeddings)
+
+
+def _encode(model, embeddings: torch.Tensor) -> torch.Tensor:
+    length = embeddings.shape[1]
+    x = embeddings + model.embeddings.position_embedding.weight[:length]
+    mask = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
+    x, _ = model.encoder(x, mask=mask)
+    return model.final_layer_norm(x)
+
+
+def text_step(words: Words, data: Dataset, rows: torch.Tensor, length: int) -> torch.Tensor:
+    """Loss of one step: what each word means from its own state, and all of it at the end."""
+    device = words.name_ids.device
+    ids = data.ids[rows, :length].to(device)
+    roles, actors = data.roles[rows, :length].to(device), data.actors[rows, :length].long().to(device)
+    looks, kinds = data.looks[rows].to(device), data.kinds[rows].to(device)
+    said, scenes, named = data.said[rows].to(device), data.scenes[rows].to(device), data.named[rows].to(device)
+    states = words(ids, looks, kinds)
+    looks = looks * named[..., None]  # the class word means nobody in particular
+
+    loss = states.new_zeros(())
+    fields = {"expression": 0, "eyes": 1, "object": 2, "place": 3}
+    for role in ROLES[1:]:
+        row, column = (roles == ROLES.index(role)).nonzero(as_tuple=True)
+        if len(row) == 0:
+            continue
+        state, actor = states[row, column], actors[row, column]
+        heads = words.word_heads
+        if role == "subject":
+            loss = loss + 5 * F.mse_loss(heads["subject"](state), looks[row, actor])
+            loss = loss + F.cross_entropy(heads["kind"](state), kinds[row, actor].clamp(min=0))
+        elif role == "scene":
+            loss = loss + F.cross_entropy(heads["scene"](state), scenes[row])
+        else:
+            loss = loss + F.cross_entropy(heads[role](state), said[row, actor, fields[role]])
+        if role != "scene":
+            loss = loss + 0.5 * F.cross_entropy(heads["actor"](state), actor)
+
+    ends = (ids == END).to(states)
+    weights = ends / ends.sum(dim=1, keepdim=True)
+    sentence = (weights[..., None] * states).sum(dim=1)
+    heads = words.sentence_heads
+    loss = loss + 3 * F.mse_loss(heads["subject"](sentence), looks[:, 0])
+    loss = loss + 0.5 * F.cross_entropy(heads["scene"](sentence), scenes)
+    for name, field in fields.items():
+        loss = loss + 0.5 * F.cross_entropy(heads[name](sentence), said[:, 0, field])
+    return loss

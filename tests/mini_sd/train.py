@@ -1,0 +1,193 @@
+"""Make the miniature Stable Diffusion: ``python tests/mini_sd/train.py [--device cuda]``.
+
+Parts, in order: data, linear autoencoder, text encoder, U-Net, TAESD, judges, export. Every
+part keeps its state in ``build/mini_sd`` and goes on where it was stopped; ``--only PART``
+runs one. On two cores allow three hours in all; ``--minutes PART=M`` changes a budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+import runtime  # noqa: F401, I001  (ComfyUI on the path, before anything of it)
+import architecture
+import autoencoder
+import judges
+import safetensors.torch
+import text_encoder
+import torch
+import unet
+from dataset import END, Dataset, make_dataset
+from runtime import CHECKPOINT, ROOT
+from torch import nn
+from training_loop import train
+
+BUILD = ROOT / "build" / "mini_sd"
+PICTURES_PER_SHARD, SHARDS = 16_000, 2
+MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
+           "identity": 12.0, "attributes": 8.0}  # fmt: skip
+LATENT_CHUNK = 128
+
+
+class Maker:
+    """Builds the parts; each method trains or loads one and leaves its state in ``BUILD``."""
+
+    def __init__(self, device: str, minutes: dict[str, float]):
+        torch.manual_seed(0)
+        text_encoder.allow_backward()
+        self.device, self.minutes = torch.device(device), minutes
+        self.generator = torch.Generator().manual_seed(1)
+        modules = architecture.build_modules()
+        self.unet = modules["model.diffusion_model."].to(self.device)
+        self.transformer = modules["cond_stage_model.transformer."].requires_grad_(True)
+        self.taesd = modules["first_stage_model."]
+
+    def data(self) -> Dataset:
+        """All training pictures; drawn once."""
+        shards = []
+        for shard in range(SHARDS):
+            path = BUILD / f"data{shard}.pt"
+            if not path.exists():
+                BUILD.mkdir(parents=True, exist_ok=True)
+                make_dataset(PICTURES_PER_SHARD, seed=100 + shard).save(path)
+            shards.append(Dataset.load(path))
+        return Dataset(
+            **{k: torch.cat([getattr(s, k) for s in shards]) for k in vars(shards[0])}
+        )
+
+    def linear_autoencoder(self) -> autoencoder.LinearAutoencoder:
+        """The linear autoencoder that defines the latent space."""
+        linear = autoencoder.LinearAutoencoder().to(self.device)
+        pictures = Dataset.load(BUILD / "data0.pt").pictures
+
+        def step(_):
+            crop = autoencoder.crops(pictures, 8, 64, self.generator)
+            return linear.loss(crop.to(self.device))
+
+        path = BUILD / "linear.pt"
+        train(linear, step, path, self.minutes["linear"], 3e-3, average=0.99, weight_decay=0.0)
+        return linear.requires_grad_(False).eval()
+
+    def latents(self, data: Dataset) -> torch.Tensor:
+        """Latents (N, 4, 16, 16) fp16 of all pictures, from the linear autoencoder."""
+        path = BUILD / "latents.pt"
+        if not path.exists():
+            linear = self.linear_autoencoder()
+            chunks = []
+            with torch.no_grad():
+                for chunk in data.pictures.split(LATENT_CHUNK):
+                    chunks.append(linear.encode(chunk.to(self.device).float() / 255).half().cpu())
+            torch.save(torch.cat(chunks), path)
+        return torch.load(path, weights_only=True)
+
+    def text_encoder(self, data: Dataset) -> text_encoder.Words:
+        """ComfyUI's CLIP text model with the words of the world."""
+        words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM).to(self.device)
+
+        def step(number):
+            rows = torch.randint(len(data), (48,), generator=self.generator)
+            words_end = int((data.ids[rows] == END).int().argmax(dim=1).max())
+            length = data.ids.shape[1] if number % 8 == 0 else words_end + 2
+            return text_encoder.text_step(words, data, rows, length)
+
+        train(words, step, BUILD / "text.pt", self.minutes["text_encoder"], 2e-3, average=0.99)
+        return words.requires_grad_(False).eval()
+
+    def train_unet(self, data: Dataset) -> None:
+        """The U-Net, on the linear autoencoder's latents and the frozen text states."""
+        words = self.text_encoder(data)
+        task = unet.UNetTask(self.unet, words, data, self.latents(data), self.device, seed=2)
+        batch = 16 if self.device.type == "cpu" else 128
+        train(self.unet, lambda _: task.step(batch), BUILD / "unet.pt", self.minutes["unet"], 6e-4)
+
+    def train_taesd(self) -> None:
+        """TAESD's decoder, from the linear one on; its encoder stays linear."""
+        linear, taesd = self.linear_autoencoder(), self.taesd.to(self.device)
+        pictures = Dataset.load(BUILD / "data0.pt").pictures
+        autoencoder.as_taesd(linear, taesd)
+        taesd.taesd_encoder.requires_grad_(False)
+
+        def step(_):
+            crop = autoencoder.crops(pictures, 8, 64, self.generator).to(self.device)
+            return autoencoder.decoder_loss(taesd, linear, crop)
+
+        path = BUILD / "taesd.pt"
+        train(taesd, step, path, self.minutes["taesd"], 6e-4, average=0.99, weight_decay=0.0)
+
+    def train_judges(self, names: tuple[str, ...] = ("identity", "attributes")) -> nn.ModuleDict:
+        """Both judges, on pictures of one actor."""
+        linear, nets = self.linear_autoencoder(), judges.build_judges()
+        data = self.data()
+        single = (data.kinds[:, 1] < 0).nonzero()[:, 0]
+
+        def round_trip(pictures):
+            latents = linear.encode(pictures)
+            noise = autoencoder.LATENT_NOISE * torch.randn_like(latents)
+            return linear.decode(latents + noise).clamp(0, 1)
+
+        for name in names:
+            net = nets[name].to(self.device)
+
+            def step(_, net=net, name=name):
+                rows = single[torch.randint(len(single), (48,), generator=self.generator)]
+                return judges.judge_step(net, name, data, rows, round_trip)
+
+            train(net, step, BUILD / f"judge_{name}.pt", self.minutes[name], 2e-3, average=0.995)
+        return nets.cpu()
+
+    def export(self) -> None:
+        """Write the checkpoint and the judges from what is trained so far."""
+        words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM)
+        for module, name in ((words, "text"), (self.unet, "unet"), (self.taesd, "taesd")):
+            state = torch.load(BUILD / f"{name}.pt", weights_only=True, map_location="cpu")
+            module.load_state_dict(state["ema"])
+        # ComfyUI divides what TAESD encodes by its scale: latents as Stable Diffusion's.
+        self.taesd.vae_scale.data.fill_(architecture.MiniLatent.scale_factor)
+        modules = {
+            "model.diffusion_model.": self.unet.cpu(),
+            "cond_stage_model.transformer.": self.transformer,
+            "first_stage_model.": self.taesd,
+        }
+        safetensors.torch.save_file(
+            architecture.checkpoint_state_dict(modules, torch.float16), CHECKPOINT
+        )
+        nets = judges.build_judges()
+        for name, net in nets.items():
+            path = BUILD / f"judge_{name}.pt"
+            net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["ema"])
+        judges.save_judges(nets)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", help="one part: text, unet, taesd, identity, attributes, export")
+    parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    torch.set_num_threads(options.threads)
+    budgets = dict(MINUTES)
+    for item in options.minutes:
+        part, _, value = item.partition("=")
+        budgets[part] = float(value)
+    maker = Maker(options.device, budgets)
+    parts = {
+        "data": lambda: maker.data(),
+        "linear": maker.linear_autoencoder,
+        "text": lambda: maker.text_encoder(maker.data()),
+        "unet": lambda: maker.train_unet(maker.data()),
+        "taesd": maker.train_taesd,
+        "identity": lambda: maker.train_judges(("identity",)),
+        "attributes": lambda: maker.train_judges(("attributes",)),
+        "export": maker.export,
+    }
+    for name, part in parts.items():
+        if options.only in (None, name):
+            part()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Train ComfyUI's U-Net on the miniature world's latents and text states.
+
+Beside the noise loss there is one on where words look: the share of a word's cross-attention
+that falls outside its own region of the picture. Stable Diffusion's words look at their own
+region by themselves; a U-Net of this size, trained for an hour, does not.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from dataset import ROLES, Dataset
+from torch import nn
+
+LOCALITY_WEIGHT = 0.1
+SNR_CAP = 5.0  # min-SNR weighting
+CAPTION_DROPOUT = 0.1
+HEAD, BODY, OBJECT = range(3)
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """Stable Diffusion 1.x's scaled-linear schedule, (1000,)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0).float()
+
+
+class AttentionRecorder:
+    """An ``attn2_replace`` for every block, which keeps the maps averaged over heads."""
+
+    def __init__(self, unet: nn.Module):
+        blocks = [("input", i) for i in range(len(unet.input_blocks))]
+        blocks += [("middle", 0)] + [("output", i) for i in range(len(unet.output_blocks))]
+        self.options = {"patches_replace": {"attn2": {block: self for block in blocks}}}
+        self.maps: list[torch.Tensor] = []
+
+    def __call__(self, q, k, v, extra):
+        heads = extra["n_heads"]
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        probabilities = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        self.maps.append(probabilities.mean(dim=1))
+        return (probabilities @ v).transpose(1, 2).flatten(2)
+
+    def take(self) -> list[torch.Tensor]:
+        maps, self.maps = self.maps, []
+        return maps
+
+
+ROLE_REGIONS = {"subject": HEAD, "expression": HEAD, "eyes": HEAD, "object": OBJECT, "scene": None}
+
+
+def word_regions(
+    data: Dataset, rows: torch.Tensor, roles_wanted: tuple[str, ...] = tuple(ROLE_REGIONS)
+) -> torch.Tensor:
+    """The region of every token's own meaning, (B, 77, 16, 16) in [0, 1]; NaN where it has none.
+
+    A scene's region is what no actor covers.
+    """
+    regions = data.regions[rows].float() / 255  # (B, 2, 3, 16, 16)
+    anything = regions.amax(dim=(1, 2))
+    roles, actors = data.roles[rows], data.actors[rows].long()
+    out = torch.full((*roles.shape, 16, 16), float("nan"))
+    b = torch.arange(len(rows))[:, None].expand_as(roles)
+    for role in roles_wanted:
+        chosen = roles == ROLES.index(role)
+        if ROLE_REGIONS[role] is None:
+            out[chosen] = 1 - anything[b[chosen]]
+        else:
+            out[chosen] = regions[b[chosen], actors[chosen], ROLE_REGIONS[role]]
+    return out
+
+
+def outside_share(maps: list[torch.Tensor], regions: torch.Tensor, finest: int) -> torch.Tensor:
+    """Share of each word's attention outside its region, averaged over layers and words."""
+    has_region = ~regions[..., 0, 0].isnan() & (regions.nan_to_num().sum(dim=(-1, -2)) > 0)
+    total, count = regions.new_zeros(()), 0
+    for attention in maps:
+        side = int(attention.shape[1] ** 0.5)
+        if side > finest or side < 4:
+            continue
+        region = F.adaptive_avg_pool2d(regions.nan_to_num(), side).flatten(2).transpose(1, 2)
+        inside = (attention * region).sum(dim=1) / attention.sum(dim=1).clamp(min=1e-6)
+        total, count = total + (1 - inside)[has_region].mean(), count + 1
+    return total / max(count, 1)
+
+
+class UNetTask:
+    """Everything a step needs: latents, text states, schedule."""
+
+    def __init__(self, unet, words, data: Dataset, latents: torch.Tensor, device, seed: int):
+        self.unet, self.words, self.data, self.latents = unet, words, data, latents
+        self.device = device
+        self.alphas = alphas_cumprod()
+        self.recorder = AttentionRecorder(unet)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.empty = torch.full((1, data.ids.shape[1]), 49407, dtype=torch.int32)
+        self.empty[0, 0] = 49406
+
+    def step(self, batch: int) -> torch.Tensor:
+        """Noise loss and locality loss of one random batch."""
+        g, device = self.generator, self.device
+        rows = torch.randint(len(self.data), (batch,), generator=g).sort().values
+        ids, regions = self.data.ids[rows].clone(), word_regions(self.data, rows)
+        dropped = torch.rand(batch, generator=g) < CAPTION_DROPOUT
+        ids[dropped] = self.empty
+        regions[dropped] = float("nan")
+        with torch.no_grad():
+            context = self.words(
+                ids.to(device), self.data.looks[rows].to(device), self.data.kinds[rows].to(device)
+            )
+        latents = self.latents[rows].float()
+        t = torch.randint(1000, (batch,), generator=g)
+        noise = torch.randn(latents.shape, generator=g)
+        alpha = self.alphas[t][:, None, None, None]
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        predicted = self.unet(
+            noisy.to(device), t.to(device), context=context, transformer_options=dict(self.recorder.options)
+        )
+        snr = self.alphas[t] / (1 - self.alphas[t])
+        weight = (snr.clamp(max=SNR_CAP) / snr).to(device)
+        errors = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
+        maps = self.recorder.take()
+        finest = latents.shape[-1] // 2
+        return (weight * errors).mean() + LOCALITY_WEIGHT * outside_share(maps, regions.to(device), finest)

@@ -1,0 +1,42 @@
+"""A running ComfyUI server with the pack, and the shipped workflows as prompts for it."""
+
+import json
+
+import pytest
+from sefi_ide.tools.comfyui import REPOSITORY
+from sefi_ide.tools.server import ComfyServer
+from sefi_ide.tools.workflow import nodes_of, to_prompt
+
+MINI_SD = REPOSITORY / "tests" / "mini_sd" / "mini_sd.safetensors"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One real server on the CPU for the whole session, with the miniature checkpoint."""
+    with ComfyServer(tmp_path_factory.mktemp("comfyui"), [MINI_SD]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    """Every node that the server has, as the frontend sees it."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def shipped_prompt(object_info):
+    """``shipped_prompt(name, picture)``: a shipped workflow as a prompt for the miniature.
+
+    Only the file names of checkpoint and picture are exchanged.
+    """
+
+    def make(name: str, picture: str) -> dict:
+        file = REPOSITORY / "workflows" / f"{name}.json"
+        prompt = to_prompt(json.loads(file.read_text(encoding="utf-8")), object_info)
+        for node in nodes_of(prompt, "CheckpointLoaderSimple"):
+            node["inputs"]["ckpt_name"] = MINI_SD.name
+        for node in nodes_of(prompt, "LoadImage"):
+            node["inputs"]["image"] = picture
+        return prompt
+
+    return make

@@ -1,0 +1,59 @@
+"""Every shipped workflow runs to its end, and a new prompt does not train again."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from sefi_ide.tools.comfyui import REPOSITORY
+from sefi_ide.tools.workflow import nodes_of
+
+WORKFLOWS = sorted(file.stem for file in (REPOSITORY / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def picture(server, tmp_path_factory):
+    """A real photo, uploaded."""
+    file = tmp_path_factory.mktemp("pictures") / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(file)
+    return server.upload(file)
+
+
+@pytest.fixture(scope="module")
+def quick_start(server, shipped_prompt, picture):
+    """The quick start, run once for all tests: it trains and saves the identity."""
+    return server.run(shipped_prompt("quick_start", picture))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, picture):
+    run = quick_start
+    if name != "quick_start":
+        run = server.run(shipped_prompt(name, picture))
+    pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in run.pictures("SaveImage")]
+    assert pictures
+    for pixels in pictures:
+        assert pixels.shape == (512, 512, 3)
+        assert pixels.std() > 1
+
+
+def test_quick_start_trains_and_leaves_a_small_identity_file(server, quick_start):
+    assert quick_start.executed("SeFiTrainIdentity")
+    files = list((server.directory / "models" / "sefi").glob("*.safetensors"))
+    assert len(files) == 1
+    assert files[0].stat().st_size < 100_000
+
+
+def test_another_prompt_draws_another_picture_without_training_again(server, quick_start):
+    prompt = copy.deepcopy(quick_start.prompt)
+    sampler = nodes_of(prompt, "KSampler")[0]
+    positive = prompt[sampler["inputs"]["positive"][0]]["inputs"]
+    assert "<" in positive["text"]
+    positive["text"] += " in the snow"
+    again = server.run(prompt)
+    assert not again.executed("SeFiTrainIdentity")
+    assert not again.executed("SeFiFaceMask")
+    assert again.executed("CLIPTextEncode")
+    assert again.pictures("SaveImage") != quick_start.pictures("SaveImage")

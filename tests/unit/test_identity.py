@@ -1,0 +1,355 @@
+import dataclasses
+import json
+import os
+import random
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from sefi_ide.sefi_core import identity as identity_module
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.identity import (
+    MAX_THUMBNAIL_SIDE,
+    Identity,
+    read_identity,
+    thumbnail_of,
+)
+
+
+def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identity:
+    generator = torch.Generator().manual_seed(seed)
+
+    def embeddings():
+        return {
+            encoder: torch.randn(stages, vectors, width, generator=generator)
+            for encoder, width in (widths or {"l": 768}).items()
+        }
+
+    fields = {
+        "name": "anna",
+        "class_word": "person",
+        "family": "sd1",
+        "keys": embeddings(),
+        "values": embeddings(),
+        "training": {"steps": 200, "learning_rate": 5e-3, "templates": ["a photo of <name>"]},
+        "thumbnail": torch.randint(0, 256, (64, 48, 3), generator=generator, dtype=torch.uint8),
+    }
+    return Identity(**fields | changes)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes bytes, or tensors and metadata, to a file and returns its path."""
+
+    def write(content, metadata=None):
+        path = tmp_path / "anna.safetensors"
+        if isinstance(content, dict):
+            content = safetensors.torch.save(content, metadata)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def parts_of(identity: Identity):
+    """Tensors and metadata of its file, to be tampered with."""
+    tensors = safetensors.torch.load(identity.to_bytes())
+    return tensors, identity_module._metadata(identity)
+
+
+def sealed(tensors, metadata):
+    """With a checksum that is right, so that only the other checks can object."""
+    checksum = identity_module._checksum(metadata, tensors)
+    return safetensors.torch.save(tensors, metadata | {"checksum": checksum})
+
+
+def assert_one_clear_sentence(error, path):
+    message = str(error)
+    assert str(path) in message
+    assert "\n" not in message and ". " not in message.replace(str(path), "")
+    assert ":" in message  # what is wrong: what to do
+    assert re.search(r"\b(copy|train|choose|update|load|save)\b", message)
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"widths": {"l": 768, "g": 1280}, "family": "sdxl", "vectors": 3, "stages": 7},
+            {"thumbnail": None, "training": {}},
+            {"name": "José", "class_word": "old man", "training": {"note": "naïve \x07 “quote”"}},
+        ],
+    )
+    def test_what_is_written_is_read(self, write, changes):
+        identity = make_identity(**changes)
+        loaded = read_identity(write(identity.to_bytes()))
+        for field in ("name", "class_word", "family", "training", "widths", "stages", "vectors"):
+            assert getattr(loaded, field) == getattr(identity, field)
+        for role in ("keys", "values"):
+            ours, theirs = getattr(identity, role), getattr(loaded, role)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[encoder], theirs[encoder]) for encoder in ours)
+        if identity.thumbnail is not None:
+            assert torch.equal(loaded.thumbnail, identity.thumbnail)
+        assert loaded.same_content(identity)
+
+    def test_the_file_is_small_and_says_what_it_is(self, write):
+        content = make_identity().to_bytes()
+        assert len(content) < 50_000
+        with safe_open(write(content), framework="np") as file:
+            metadata = file.metadata()
+            assert set(file.keys()) == {"keys.l", "values.l", "thumbnail"}
+        assert metadata["format"] == "sefi-identity"
+        assert metadata["format_version"] == "1"
+        assert json.loads(metadata["widths"]) == {"l": 768}
+        assert (metadata["stages"], metadata["vectors"]) == ("5", "1")
+        assert json.loads(metadata["training"])["steps"] == 200
+
+    def test_identities_made_in_inference_mode_can_be_trained_on(self, write):
+        with torch.inference_mode():
+            made = make_identity(widths={"l": 8})
+            loaded = read_identity(write(made.to_bytes()))
+            renamed = loaded.renamed("bob")
+        for identity in (made, loaded, renamed):
+            key = identity.keys["l"].requires_grad_()
+            (key**2).sum().backward()
+            assert key.grad is not None
+
+    def test_tensors_are_copies_in_float32(self):
+        source = torch.ones(5, 2, 8, dtype=torch.float16, requires_grad=True)
+        identity = make_identity(keys={"l": source}, values={"l": source})
+        with torch.no_grad():
+            source += 1
+        assert identity.keys["l"].dtype == torch.float32
+        assert identity.keys["l"].unique().tolist() == [1.0]
+        assert not identity.keys["l"].requires_grad
+
+    def test_renamed_keeps_everything_else(self):
+        identity = make_identity()
+        other = identity.renamed("bob")
+        assert (other.placeholder, identity.placeholder) == ("<bob>", "<anna>")
+        assert other.renamed("anna").same_content(identity)
+        with pytest.raises(SeFiError, match="name"):
+            identity.renamed("b ob")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            identity.name = "bob"
+
+    def test_every_difference_is_a_difference_of_content(self):
+        identity = make_identity()
+        assert identity.same_content(make_identity())
+        changed = {"l": identity.keys["l"].clone()}
+        changed["l"][4, 0, 767] += 1e-5
+        for changes in (
+            {"name": "bob"},
+            {"class_word": "cat"},
+            {"family": "sd2"},
+            {"keys": changed},
+            {"values": changed},
+            {"training": {}},
+            {"thumbnail": None},
+            {"thumbnail": identity.thumbnail ^ 1},
+        ):
+            assert not identity.same_content(dataclasses.replace(identity, **changes)), changes
+
+
+class TestDamage:
+    def test_no_flipped_bit_goes_unseen(self, write):
+        content = make_identity(widths={"l": 24}).to_bytes()
+        header = 8 + int.from_bytes(content[:8], "little")
+        positions = list(range(header * 8))  # every bit of the header: metadata, names, shapes
+        positions += random.Random(0).sample(range(header * 8, len(content) * 8), 400)
+        path = write(content)
+        with open(path, "r+b", buffering=0) as file:
+            for position in positions:
+                byte, bit = divmod(position, 8)
+                os.pwrite(file.fileno(), bytes([content[byte] ^ 1 << bit]), byte)
+                with pytest.raises(SeFiError) as caught:
+                    read_identity(path)
+                os.pwrite(file.fileno(), content[byte : byte + 1], byte)
+                assert_one_clear_sentence(caught.value, path)
+        assert read_identity(path).name == "anna"
+
+    def test_no_truncation_goes_unseen(self, write):
+        content = make_identity(widths={"l": 24}).to_bytes()
+        path = write(content)
+        for length in [0, 1, 7, 8, 9, *random.Random(0).sample(range(len(content)), 100)]:
+            path.write_bytes(content[:length])
+            with pytest.raises(SeFiError) as caught:
+                read_identity(path)
+            assert_one_clear_sentence(caught.value, path)
+
+    def test_appended_bytes_are_seen(self, write):
+        with pytest.raises(SeFiError, match="damaged"):
+            read_identity(write(make_identity().to_bytes() + b"\0"))
+
+    @pytest.mark.parametrize("content", [b"PK\3\4" + b"x" * 500, b"<html>" * 90, b"\0" * 4096])
+    def test_other_file_formats(self, write, content):
+        path = write(content)
+        with pytest.raises(SeFiError, match="no safetensors file") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    def test_missing_files_and_folders(self, tmp_path):
+        missing = tmp_path / "missing.safetensors"
+        with pytest.raises(SeFiError, match="is not there") as caught:
+            read_identity(missing)
+        assert_one_clear_sentence(caught.value, missing)
+        with pytest.raises(SeFiError, match="cannot be read|damaged") as caught:
+            read_identity(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+
+
+class TestForeignFiles:
+    @pytest.mark.parametrize(
+        "names, kind",
+        [
+            (["lora_unet_down_blocks_0.lora_down.weight"], "LoRA"),
+            (["unet.down.0.lora_A.weight"], "LoRA"),
+            (["model.diffusion_model.input_blocks.0.0.weight"], "checkpoint"),
+            (["emb_params"], "textual inversion"),
+            (["clip_l", "clip_g"], "textual inversion"),
+            (["weight"], "other"),
+        ],
+    )
+    def test_foreign_files_are_called_by_their_name(self, write, names, kind):
+        path = write({name: torch.ones(2, 768) for name in names}, {"format": "pt"})
+        with pytest.raises(SeFiError, match=f"no SeFi identity but .*{kind}") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    def test_files_without_tensors_or_metadata(self, write):
+        for content in (safetensors.torch.save({}), safetensors.torch.save({"a": torch.ones(1)})):
+            with pytest.raises(SeFiError, match="no SeFi identity"):
+                read_identity(write(content))
+
+    @pytest.mark.parametrize("version", ["2", "10"])
+    def test_newer_format_version(self, write, version):
+        tensors, metadata = parts_of(make_identity())
+        tensors["future"] = torch.ones(1)
+        path = write(sealed(tensors, metadata | {"format_version": version}))
+        with pytest.raises(SeFiError, match=f"version {version} .*update SeFi-IDE") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+
+class TestCraftedFiles:
+    """The checksum is right, the content is not."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"keys.l": torch.full((5, 1, 768), torch.nan)},
+            {"values.l": torch.full((5, 1, 768), -torch.inf)},
+            {"keys.l": torch.ones(4, 1, 768)},
+            {"values.l": torch.ones(5, 2, 768)},
+            {"keys.l": torch.ones(5, 768)},
+            {"keys.l": torch.ones(5, 1, 768, dtype=torch.int32)},
+            {"keys.l": torch.ones(5, 0, 768), "values.l": torch.ones(5, 0, 768)},
+            {"keys.l": torch.ones(2000, 1, 4), "values.l": torch.ones(2000, 1, 4)},
+            {"keys.g": torch.ones(5, 1, 1280)},
+            {"keys.g": torch.ones(4, 1, 8), "values.g": torch.ones(4, 1, 8)},
+            {"keys.l.x": torch.ones(5, 1, 768), "values.l.x": torch.ones(5, 1, 768)},
+            {"surprise": torch.ones(3)},
+            {"keys.l": None},
+            {"keys.l": None, "values.l": None},
+            {"thumbnail": torch.zeros(10, dtype=torch.uint8)},
+            {"thumbnail": torch.zeros(3)},
+        ],
+    )
+    def test_bad_tensors(self, write, change):
+        tensors, metadata = parts_of(make_identity())
+        tensors = {
+            name: tensor for name, tensor in (tensors | change).items() if tensor is not None
+        }
+        path = write(sealed(tensors, metadata))
+        with pytest.raises(SeFiError, match="damaged") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"name": "../anna"},
+            {"name": None},
+            {"class_word": ""},
+            {"family": "a b"},
+            {"stages": "4"},
+            {"vectors": "x"},
+            {"widths": '{"l": 1024}'},
+            {"widths": None},
+            {"training": "[1"},
+            {"training": "[1, 2]"},
+            {"training": "NaN"},
+            {"training": '{"loss": NaN}'},
+            {"training": "[" * 100_000},
+            {"format_version": "0"},
+            {"format_version": "one"},
+            {"format_version": None},
+            {"author": "somebody"},
+        ],
+    )
+    def test_bad_metadata(self, write, change):
+        tensors, metadata = parts_of(make_identity())
+        metadata = {key: text for key, text in (metadata | change).items() if text is not None}
+        path = write(sealed(tensors, metadata))
+        with pytest.raises(SeFiError, match="damaged") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+
+class TestFit:
+    def test_the_right_model_fits(self):
+        make_identity().check_fits("sd1", {"l": 768})
+        make_identity(widths={"g": 1280, "l": 768}).check_fits("sd1", {"l": 768, "g": 1280})
+
+    @pytest.mark.parametrize(
+        "family, widths",
+        [
+            ("sdxl", {"l": 768, "g": 1280}),
+            ("sd2", {"h": 1024}),
+            ("sd1", {"l": 128}),
+            ("sd2", {"l": 768}),
+            ("sd1", {}),
+            ("flux", {"l": 768, "t5xxl": 4096}),
+        ],
+    )
+    def test_other_models_do_not(self, family, widths):
+        with pytest.raises(SeFiError, match="<anna> was learned on SD 1.x .* load a checkpoint"):
+            make_identity().check_fits(family, widths)
+
+
+class TestThumbnail:
+    def test_large_pictures_are_made_small_and_keep_their_aspect(self):
+        picture = torch.zeros(300, 600, 3)
+        picture[:, 300:] = torch.tensor([1.0, 0.5, 2.0])
+        thumbnail = thumbnail_of(picture)
+        assert thumbnail.shape == (32, 64, 3) and thumbnail.dtype == torch.uint8
+        assert thumbnail[16, 4].tolist() == [0, 0, 0]
+        assert thumbnail[16, 60].tolist() == [255, 128, 255]
+
+    def test_small_pictures_and_alpha(self):
+        assert thumbnail_of(torch.ones(1, 7, 4)).shape == (1, 7, 3)
+        assert thumbnail_of(torch.ones(2000, 1, 3)).shape == (64, 1, 3)
+
+    @pytest.mark.parametrize(
+        "thumbnail",
+        [
+            torch.zeros(4, 4, 3),
+            torch.zeros(4, 4, dtype=torch.uint8),
+            torch.zeros(4, 4, 4, dtype=torch.uint8),
+            torch.zeros(MAX_THUMBNAIL_SIDE + 1, 4, 3, dtype=torch.uint8),
+        ],
+    )
+    def test_other_shapes_are_refused(self, thumbnail):
+        with pytest.raises(SeFiError, match="thumbnail"):
+            make_identity(thumbnail=thumbnail)
+
+
+def test_settings_that_are_no_json_are_refused():
+    for training in ({"loss": float("nan")}, {"image": torch.ones(1)}, {"x": {1, 2}}):
+        with pytest.raises(SeFiError, match="training settings"):
+            make_identity(training=training)
+    assert make_identity(training={"size": (1, 2)}).training == {"size": [1, 2]}

@@ -1,0 +1,67 @@
+import pytest
+from sefi_ide.sefi_core.errors import SeFiError, raised_by
+from sefi_ide.sefi_core.prompts import (
+    check_class_word,
+    check_name,
+    expand_template,
+    find_placeholders,
+    placeholder_of,
+)
+
+
+@pytest.mark.parametrize("name", ["anna", "Anna_2", "a-b", "1", "José", "анна", "安娜", "x" * 64])
+def test_names_and_their_placeholders(name):
+    assert check_name(name) == name
+    text = f"({placeholder_of(name)}:1.2), smiling"
+    (found,) = find_placeholders(text, {name})
+    assert text[found.start : found.end] == placeholder_of(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "an na", "anna\n", "<anna>", "a:b", "../anna", "a/b", "a.b", "x" * 65, "a\0b", None],
+)
+def test_impossible_names_are_refused(name):
+    with pytest.raises(SeFiError, match="name"):
+        check_name(name)
+
+
+def test_only_the_wanted_placeholders_are_found_in_order():
+    text = "<bob>,<anna><bob> <carl> <lora:anna:1> < anna> <Anna> <<anna>> anna"
+    found = find_placeholders(text, {"anna", "bob"})
+    assert [p.name for p in found] == ["bob", "anna", "bob", "anna"]
+    assert all(text[p.start : p.end] == f"<{p.name}>" for p in found)
+    assert find_placeholders("", {"anna"}) == []
+    assert find_placeholders(text, set()) == []
+
+
+def test_class_words():
+    assert check_class_word(" old man ") == "old man"
+    for bad in ["", "  ", "...", "<anna>", "(man:1.2)", "man\nwoman", "a\0b", "w" * 65, None]:
+        with pytest.raises(SeFiError, match="class word"):
+            check_class_word(bad)
+
+
+def test_templates_become_prompts():
+    assert expand_template("a photo of <name>, smiling", "anna") == "a photo of <anna>, smiling"
+    assert expand_template("a photo of <anna>", "anna") == "a photo of <anna>"
+    assert expand_template("<name>", "name") == "<name>"
+    assert expand_template("<bob> and <name>", "anna") == "<bob> and <anna>"
+
+
+@pytest.mark.parametrize(
+    "template, count",
+    [("a photo of anna", 0), ("", 0), ("<name> and <name>", 2), ("<name> and <anna>", 2)],
+)
+def test_templates_need_the_placeholder_exactly_once(template, count):
+    with pytest.raises(SeFiError, match=f"{count} times: write <name> .* exactly once"):
+        expand_template(template, "anna")
+
+
+def test_an_error_can_name_its_node():
+    with pytest.raises(SeFiError, match="^SeFi Save Identity: too long$"):
+        with raised_by("SeFi Save Identity"):
+            raise SeFiError("too long")
+    with pytest.raises(KeyError):
+        with raised_by("SeFi Save Identity"):
+            raise KeyError("not ours")
