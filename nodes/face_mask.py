@@ -28,7 +28,9 @@ class SeFiFaceMask(io.ComfyNode):
             ),
             search_aliases=["face detection", "face crop", "head mask", "insightface"],
             inputs=[
-                io.Image.Input("image", tooltip="One or more pictures; an alpha channel is unused."),
+                io.Image.Input(
+                    "image", tooltip="One or more pictures; an alpha channel is unused."
+                ),
                 io.Combo.Input(
                     "detector",
                     options=list(DETECTORS),

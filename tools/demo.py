@@ -104,9 +104,11 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
     if miniature:
         for node in nodes_of(prompt, "EmptyLatentImage"):
             node["inputs"] |= {"width": 128, "height": 128}
+        for node in nodes_of(prompt, "SeFiTrainIdentity"):
+            node["inputs"]["resolution"] = 128
         for node in nodes_of(prompt, "SeFiFaceMask"):
             # The cascade is made for photos and misses many of the drawn faces.
-            node["inputs"]["if_none"] = "whole picture"
+            node["inputs"]["none_found"] = "whole picture"
 
 
 def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Image], float]:

@@ -88,7 +88,7 @@ def main() -> None:
         with Image.open(file) as picture:
             candidates += detector.candidates(np.asarray(picture.convert("RGB")))
         print(f"\r{number} pictures, {len(candidates)} candidates", end="", file=sys.stderr)
-    print(file=sys.stderr); import pickle; pickle.dump((files[: options.pictures],candidates),open("/tmp/faces_lab/cand.pkl","wb"))
+    print(file=sys.stderr)
 
     rng = np.random.default_rng(0)
     positive = detector.features(faces(rng))

@@ -13,12 +13,18 @@ from .text import token_widths
 
 
 def apply_identity(
-    model: ModelPatcher, clip: CLIP, applied: AppliedIdentity
+    model: ModelPatcher, clip: CLIP | None, applied: AppliedIdentity
 ) -> tuple[ModelPatcher, CLIP]:
     """Clones of MODEL and CLIP that know the identity's placeholder.
 
-    Raises :class:`SeFiError` if the identity is for another kind of model or its range is empty.
+    Raises :class:`SeFiError` if the identity is for another kind of model, its range is empty or
+    there is no CLIP.
     """
+    if clip is None:
+        raise SeFiError(
+            "the clip input is empty, as the checkpoint has no text encoder: connect the CLIP of "
+            "another loader"
+        )
     applied.identity.check_fits(family_of(model), token_widths(clip))
     if applied.start_percent >= applied.end_percent:
         raise SeFiError(

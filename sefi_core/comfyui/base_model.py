@@ -1,9 +1,10 @@
-"""What the pack asks of a loaded model: its family and its training schedule."""
+"""What the pack asks of a loaded model: its family, training schedule and cross-attention."""
 
 from __future__ import annotations
 
 import comfy.supported_models
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import (
@@ -19,6 +20,12 @@ FAMILIES = {
     comfy.supported_models.SD20: "sd2",
     comfy.supported_models.SDXL: "sdxl",
 }
+
+LEVELS = (2, 4)
+"""The latent's side through that of the layers whose attention maps are looked at."""
+
+Block = tuple[str, int, int]
+"""A transformer block as ComfyUI's attention patches name it: part, number, index."""
 
 
 def family_of(model: ModelPatcher) -> str:
@@ -44,4 +51,21 @@ def training_sigmas(model: BaseModel) -> torch.Tensor:
     )
     if not discrete:
         sampling = ModelSamplingDiscrete(model.model_config)
-    return sampling.sigma(torch.arange(TRAINING_TIMESTEPS)).cpu()
+    return sampling.sigma(torch.arange(TRAINING_TIMESTEPS))
+
+
+def cross_attention_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module]:
+    """The cross-attention layers of ComfyUI's U-Net; of other architectures none."""
+    parts = (
+        ("input", getattr(unet, "input_blocks", ())),
+        ("middle", (getattr(unet, "middle_block", ()),)),
+        ("output", getattr(unet, "output_blocks", ())),
+    )
+    return {
+        (part, number, index): transformer.attn2
+        for part, blocks in parts
+        for number, block in enumerate(blocks)
+        for layer in block
+        if isinstance(layer, SpatialTransformer)
+        for index, transformer in enumerate(layer.transformer_blocks)
+    }

@@ -7,7 +7,7 @@ placeholder, each in a pass of its own; they go with the conditioning as a paylo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -107,16 +107,13 @@ class IdentityEncoder:
 
         phases = []
         for start, end, names in _active_intervals(applied):
-            for stages in _stage_combinations(
-                {name: applied[name].identity.stages for name in names}
-            ):
+            counts = {name: applied[name].identity.stages for name in names}
+            for stages in _stage_combinations(counts):
                 phases.append(
                     {
                         "start_percent": start,
                         "end_percent": end,
-                        "stages": [
-                            [stages[name], applied[name].identity.stages] for name in stages
-                        ],
+                        "stages": [[stages[name], counts[name]] for name in names],
                         "key": encode("keys", stages)[0],
                         "value": encode("values", stages)[0],
                     }
@@ -187,7 +184,7 @@ def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
 
 def _active_intervals(
     applied: Mapping[str, AppliedIdentity],
-) -> Iterable[tuple[float, float, list[str]]]:
+) -> Iterator[tuple[float, float, list[str]]]:
     """The sampling cut where an identity starts or ends: (start, end, names of those active)."""
     cuts = sorted({cut for one in applied.values() for cut in (one.start_percent, one.end_percent)})
     for start, end in zip(cuts, cuts[1:], strict=False):
@@ -196,7 +193,7 @@ def _active_intervals(
             yield start, end, names
 
 
-def _stage_combinations(counts: Mapping[str, int]) -> Iterable[dict[str, int]]:
+def _stage_combinations(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """The stages that identities with these numbers of stages are in together, noisiest first."""
     beginnings = {Fraction(stage, count) for count in counts.values() for stage in range(count)}
     for beginning in sorted(beginnings, reverse=True):

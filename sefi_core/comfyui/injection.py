@@ -72,6 +72,8 @@ class Run:
     """Context -> the payloads in it, found once."""
     edges: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """Number of stages -> the sigmas between them."""
+    percents: dict[float, float] = field(default_factory=dict)
+    """Percent of the sampling -> its sigma."""
     moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Payload tensors and their copies on the model's device."""
     warned: bool = False
@@ -216,10 +218,9 @@ def _swaps(
 
 def _phase(run: Run, model: BaseModel, payload: Payload, sigma: float) -> dict[str, Any] | None:
     """The phase of a payload that ``sigma`` falls into, or None outside all of them."""
-    sampling = model.model_sampling
     for phase in payload["phases"]:
-        begins = sampling.percent_to_sigma(phase["start_percent"])
-        ends = sampling.percent_to_sigma(phase["end_percent"])
+        begins = _sigma_of_percent(run, model, phase["start_percent"])
+        ends = _sigma_of_percent(run, model, phase["end_percent"])
         if ends <= sigma <= begins and all(
             stage_of_sigma(sigma, _edges(run, model, stages)) == stage
             for stage, stages in phase["stages"]
@@ -232,6 +233,12 @@ def _edges(run: Run, model: BaseModel, stages: int) -> tuple[float, ...]:
     if stages not in run.edges:
         run.edges[stages] = stage_edges(training_sigmas(model), stages)
     return run.edges[stages]
+
+
+def _sigma_of_percent(run: Run, model: BaseModel, percent: float) -> float:
+    if percent not in run.percents:
+        run.percents[percent] = model.model_sampling.percent_to_sigma(percent)
+    return run.percents[percent]
 
 
 def _swapped_contexts(

@@ -181,12 +181,12 @@ def placeholder_ids(chunks: list[list[tuple[Any, ...]]], name: str) -> list[int]
 
 
 def token_widths(clip: CLIP) -> dict[str, int]:
-    """Text encoder -> width of its token embeddings."""
+    """Text encoder -> width of its token embeddings. Encoders that are not loaded are left out."""
+    models = {name: getattr(clip.cond_stage_model, f"clip_{name}") for name in encoder_names(clip)}
     return {
-        encoder: getattr(clip.cond_stage_model, f"clip_{encoder}")
-        .transformer.get_input_embeddings()
-        .weight.shape[-1]
-        for encoder in encoder_names(clip)
+        name: model.transformer.get_input_embeddings().weight.shape[-1]
+        for name, model in models.items()
+        if model is not None
     }
 
 

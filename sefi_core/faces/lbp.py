@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import map_coordinates
 from safetensors.numpy import load_file
+from scipy.ndimage import map_coordinates
 
 from ..errors import SeFiError
 from .cascade import WINDOW, CascadeMargin
@@ -38,10 +38,15 @@ SCALE, REACH, STEP = 2, 8, 2
 ZOOMS, ROLLS = (0.87, 1.0, 1.15), (-9, 0, 9)
 BEST_WINDOWS = 9
 
-# Evidence is the cascade's margin plus MARGIN_PER_VOTE times the discriminant. The smaller a face,
-# the more windows of its size were tried, so the more evidence it needs: per halving of the size.
-MARGIN_PER_VOTE = 8.0
-NEEDED, NEEDED_PER_OCTAVE = 20.0, 6.0
+# Evidence for a face is the cascade's margin plus MARGIN_PER_VOTE times the discriminant's vote. The
+# smaller a face, the more windows of its size were tried, so the more evidence it needs: with each
+# halving of its size. Who is in the company of people needs less: a candidate as large as the
+# median of at least two others that are certain.
+MARGIN_PER_VOTE = 12.0
+NEEDED, NEEDED_PER_OCTAVE = 38.0, 2.0
+LESS_IN_COMPANY, AS_LARGE = 11.0, 1.35
+# Standard deviation in grey levels of 0 to 1; local binary patterns see shapes in any noise.
+LEAST_CONTRAST = 0.02
 
 # A cascade window is as high as the face, hairline to chin, and wider.
 WIDTH_IN_WINDOW = 0.8
@@ -52,7 +57,8 @@ class Candidate:
     """Something that the cascade took for a face: a square window of ``size`` pixels.
 
     ``margin`` is the cascade's, ``patches`` (n, 24, 24) is what was seen, ``vote`` the
-    discriminant's mean over it: about 1 and more for faces, below 0 for other things.
+    discriminant's mean over the better half of it: about 1 and more for faces, below 0 for other
+    things.
     """
 
     center: tuple[float, float]
@@ -89,19 +95,28 @@ class LbpDetector:
         self._search = Cascade(str(file))
         self._margin = CascadeMargin(file)
         self._hog = hog
-        verifier = load_file(VERIFIER_FILE) if VERIFIER_FILE.exists() else None
-        self._weights, self._bias = (
-            (verifier["weights"], verifier["bias"]) if verifier else (np.zeros(800), 0.0)
-        )
+        verifier = load_file(VERIFIER_FILE)
+        self._weights, self._bias = verifier["weights"], float(verifier["bias"])
 
     def detect(self, picture: np.ndarray) -> list[Face]:
         """The faces of an RGB picture (height, width, 3), uint8."""
         longer_side = max(picture.shape[:2])
+        candidates = sorted(self.candidates(picture), key=_evidence, reverse=True)
         accepted: list[Candidate] = []
-        for one in sorted(self.candidates(picture), key=_evidence, reverse=True):
-            needed = NEEDED + NEEDED_PER_OCTAVE * log2(longer_side / one.size)
-            if _evidence(one) >= needed and not any(_overlap(one, other) for other in accepted):
-                accepted.append(one)
+
+        def accept(company: float | None) -> None:
+            for one in candidates:
+                needed = NEEDED + NEEDED_PER_OCTAVE * log2(longer_side / one.size)
+                if company is not None:
+                    if max(one.size / company, company / one.size) > AS_LARGE or one.vote <= 0:
+                        continue
+                    needed -= LESS_IN_COMPANY
+                if _evidence(one) >= needed and not any(_overlap(one, other) for other in accepted):
+                    accepted.append(one)
+
+        accept(company=None)
+        if len(accepted) >= 2:
+            accept(company=float(np.median([one.size for one in accepted])))
         return [one.face for one in accepted]
 
     def candidates(self, picture: np.ndarray) -> list[Candidate]:
@@ -115,7 +130,7 @@ class LbpDetector:
         for group in _groups(windows)[:MOST_CANDIDATES]:
             x, y, size, roll = group.mean(0)
             found.append(self._looked_at_again(levels, (2 * x, 2 * y), 2 * size, roll, enlarged))
-        return found
+        return [one for one in found if one.patches.std((1, 2)).mean() > LEAST_CONTRAST]
 
     def features(self, patches: np.ndarray) -> np.ndarray:
         """Histograms of oriented gradients of patches (n, 24, 24), (n, 800)."""
@@ -185,7 +200,7 @@ class LbpDetector:
             moved = _rotation(roll + turn) @ offset * size * zoom / side
             places.append([*moved, np.log(zoom), turn])
         seen = np.stack(seen)
-        vote = float((self.features(seen) @ self._weights).mean() + self._bias)
+        votes = np.sort(self.features(seen) @ self._weights + self._bias)
         weights = np.exp((margin - margin.max()) / 4)
         x, y, zoom, turn = np.average(places, axis=0, weights=weights)
         return Candidate(
@@ -193,7 +208,7 @@ class LbpDetector:
             size * float(np.exp(zoom)) / enlarged,
             float(roll + turn),
             float(margin.mean()),
-            vote,
+            float(votes[len(votes) // 2 :].mean()),
             seen,
         )
 

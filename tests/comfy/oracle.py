@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import comfy.model_management
 import numpy as np
 import torch
 
@@ -94,7 +95,7 @@ class Prompt:
                     (chosen[0], person.keys[stage], person.strength_k),
                     (chosen[1], person.values[stage], person.strength_v),
                 ):
-                    vectors[name] = (1 - strength) * word + strength * rows
+                    vectors[name] = torch.lerp(word.float(), rows, strength)
             self.cache[key] = self._encode(chosen[0]), self._encode(chosen[1])
         return self.cache[key]
 
@@ -237,9 +238,7 @@ class Oracle:
         sigmas: torch.Tensor,
         guidance: Callable[[Callable[[Sequence[Region]], torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
-        """Euler from pure noise. ``guidance`` combines predictions: it gets ``predict(regions)``."""
-        import comfy.model_management
-
+        """Euler from pure noise. ``guidance`` combines the predictions of lists of regions."""
         comfy.model_management.load_models_gpu([self.patcher])
         steps = [float(sigma) for sigma in sigmas]
         x = noise * math.sqrt(1 + steps[0] ** 2)

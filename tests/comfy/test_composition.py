@@ -19,7 +19,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.sd
-import nodes
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -30,7 +29,10 @@ from sefi_ide.sefi_core.identity import Identity
 from sefi_ide.tests.comfy.oracle import Concatenated, Fixed, Oracle, Person, Prompt, Region, cfg
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS, UNET_CONFIG
 
+import nodes
+
 STEPS = 3
+SIDE = 8  # latent cells
 SCALE = 3.0
 TEXT = "a photo of <anna>, smiling"
 NEGATIVE = "blurry, dark"
@@ -87,6 +89,11 @@ def identity(clip, name: str, stages: int, seed: int) -> Identity:
     return Identity(name, "person", "sd1", {"l": keys}, {"l": values})
 
 
+def random_latents(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, LATENT_CHANNELS, SIDE, SIDE, generator=generator)
+
+
 def apply(model, clip, identity, strength_k=1.0, strength_v=1.0, start=0.0, end=1.0):
     return SeFiApplyIdentity.execute(
         model, clip, identity, strength_k, strength_v, start, end
@@ -121,7 +128,9 @@ def setting(mini_checkpoint):
         prompt=prompt,
         anna=anna,
         bob=bob,
-        noise=torch.randn(1, LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(3)),
+        noise=torch.randn(
+            1, LATENT_CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(3)
+        ),
     )
 
 
@@ -155,8 +164,8 @@ def combine(*conditionings):
 
 
 def area(conditioning, x, width, strength=1.0):
-    """Columns of the 128 pixel picture."""
-    return nodes.ConditioningSetArea().append(conditioning, width, 128, x, 0, strength)[0]
+    """The columns from ``x`` of the picture, in pixels."""
+    return nodes.ConditioningSetArea().append(conditioning, width, 8 * SIDE, x, 0, strength)[0]
 
 
 @pytest.mark.parametrize(
@@ -205,10 +214,10 @@ def test_area_on_the_positive_only(setting):
     """ComfyUI copies the positive's dict, uuid included, into the negative."""
 
     def case(world, noise):
-        positive = combine(area(world.encode(TEXT), 32, 64), world.encode("a wall"))
+        positive = combine(area(world.encode(TEXT), 16, 32), world.encode("a wall"))
         return world.sample(positive, world.encode(NEGATIVE), noise)
 
-    cells = 16, 8, 0, 4
+    cells = SIDE, 4, 0, 2
     positive = [Region(setting.prompt(TEXT), cells), Region(setting.prompt("a wall"))]
     negative = [Region(setting.prompt(NEGATIVE)), Region(setting.prompt(NEGATIVE), cells)]
     check(setting, case, cfg(positive, negative, SCALE))
@@ -222,9 +231,9 @@ def test_area_against_the_class_word_of_the_same_sentence(setting, raw_clip):
     def case(world, noise):
         background = world.encode("a wall")
         negative = (setting.plain if raw_clip else world).encode(plain_text)
-        return world.sample(combine(area(world.encode(TEXT), 0, 64), background), negative, noise)
+        return world.sample(combine(area(world.encode(TEXT), 0, 32), background), negative, noise)
 
-    cells = 16, 8, 0, 0
+    cells = SIDE, 4, 0, 0
     positive = [Region(setting.prompt(TEXT), cells), Region(setting.prompt("a wall"))]
     negative = [Region(setting.prompt(plain_text)), Region(setting.prompt(plain_text), cells)]
     check(setting, case, cfg(positive, negative, SCALE))
@@ -233,11 +242,11 @@ def test_area_against_the_class_word_of_the_same_sentence(setting, raw_clip):
 def test_areas(setting):
     def case(world, noise):
         positive = combine(
-            area(world.encode(TEXT), 0, 80, 0.8), area(world.encode("a tree in fog"), 48, 80)
+            area(world.encode(TEXT), 0, 40, 0.8), area(world.encode("a tree in fog"), 24, 40)
         )
         return world.sample(positive, world.encode(NEGATIVE), noise)
 
-    left, right = (16, 10, 0, 0), (16, 10, 0, 6)
+    left, right = (SIDE, 5, 0, 0), (SIDE, 5, 0, 3)
     negative = setting.prompt(NEGATIVE)
     positive = [Region(setting.prompt(TEXT), left, strength=0.8)]
     positive += [Region(setting.prompt("a tree in fog"), right)]
@@ -249,8 +258,8 @@ def test_areas(setting):
 
 
 def test_masks(setting):
-    mask = torch.zeros(16, 16)
-    mask[:, :9] = 1.0
+    mask = torch.zeros(SIDE, SIDE)
+    mask[:, :5] = 1.0
 
     def case(world, noise):
         def masked(text, mask):
@@ -269,12 +278,12 @@ def test_same_sentence_in_two_regions(setting):
 
     def case(world, noise):
         positive = combine(
-            area(world.encode("a photo of <anna>"), 0, 64),
-            area(world.encode("a photo of <bob>"), 64, 64),
+            area(world.encode("a photo of <anna>"), 0, 32),
+            area(world.encode("a photo of <bob>"), 32, 32),
         )
         return world.sample(positive, world.encode(NEGATIVE), noise)
 
-    left, right = (16, 8, 0, 0), (16, 8, 0, 8)
+    left, right = (SIDE, 4, 0, 0), (SIDE, 4, 0, 4)
     positive = [Region(setting.prompt("a photo of <anna>"), left)]
     positive += [Region(setting.prompt("a photo of <bob>"), right)]
     negative = [Region(setting.prompt(NEGATIVE), cells) for cells in (None, left, right)]
@@ -515,7 +524,7 @@ def test_perp_neg_guider(setting):
 
 
 def test_latent_batch(setting):
-    noise = torch.randn(4, LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(7))
+    noise = random_latents(4, seed=7)
     check(setting, text_case(), text_guidance(setting), noise=noise)
 
 
@@ -537,7 +546,7 @@ def controlnet():
 
 def test_controlnet(setting, controlnet):
     """It sees the context of the class word."""
-    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(13))
+    picture = torch.rand(1, 8 * SIDE, 8 * SIDE, 3, generator=torch.Generator().manual_seed(13))
 
     def case(world, noise):
         positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
@@ -586,7 +595,7 @@ def test_attention_replacement(setting, order):
     tokens = torch.randn(1, 4, 192, generator=generator)
 
     def replacement(query, key, value, options):
-        own = tokens[..., : key.shape[-1]].expand(len(query), -1, -1)
+        own = tokens[..., : key.shape[-1]].to(key).expand(len(query), -1, -1)
         heads = options["n_heads"]
         return optimized_attention(query, key, value, heads) + 0.5 * optimized_attention(
             query, own, own, heads

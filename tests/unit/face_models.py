@@ -58,7 +58,9 @@ def save_detector(path: Path, box=BOX, five=FIVE) -> Path:
                     [pooled, constant(f"{name}_w", weights), constant(f"{name}_b", bias)],
                     [f"{name}_nchw"],
                 ),
-                helper.make_node("Transpose", [f"{name}_nchw"], [f"{name}_nhwc"], perm=[0, 2, 3, 1]),
+                helper.make_node(
+                    "Transpose", [f"{name}_nchw"], [f"{name}_nhwc"], perm=[0, 2, 3, 1]
+                ),
                 helper.make_node(
                     "Reshape", [f"{name}_nhwc", constant(f"{name}_shape", [-1, width])], [name]
                 ),

@@ -117,7 +117,9 @@ def test_the_mask_follows_the_landmarks(detector, without_landmarks):
     assert outline(face, "face")[:, 1].min() < face.landmarks[:, 1].min() - 10
 
 
-@pytest.mark.parametrize("layout", ["models/buffalo_l", "buffalo_l", "models/antelopev2/antelopev2"])
+@pytest.mark.parametrize(
+    "layout", ["models/buffalo_l", "buffalo_l", "models/antelopev2/antelopev2"]
+)
 def test_models_are_found_in_every_layout(tmp_path, layout):
     file = tmp_path / layout / "det_10g.onnx"
     file.parent.mkdir(parents=True)

@@ -1,0 +1,290 @@
+"""Node that learns an identity from photos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..sefi_core.comfyui.progress import TrainingProgress
+from ..sefi_core.comfyui.train import train_identity
+from ..sefi_core.errors import raised_by
+from ..sefi_core.losses import ATTENTION_TARGETS, ATTENTION_TOKENS
+from ..sefi_core.parametrisation import PARAMETRISATIONS
+from ..sefi_core.pictures import pair_photos
+from ..sefi_core.training import DTYPES, SCHEDULES, TrainingSettings
+from .types import CATEGORY, SEFI_IDENTITY
+
+DISPLAY_NAME = "SeFi Train Identity"
+DEFAULTS = TrainingSettings()
+
+
+class SeFiTrainIdentity(io.ComfyNode):
+    """Photos in, identity out: optimises per-stage K and V vectors against the loaded model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeFiTrainIdentity",
+            display_name=DISPLAY_NAME,
+            category=CATEGORY,
+            description=(
+                "Learns a person, pet or thing from one photo or several of it, as a few vectors "
+                "(tens of kilobytes) that SeFi Apply Identity puts into prompts as <name>. The "
+                "model itself is not changed. Connect the mask of SeFi Face Mask for faces."
+            ),
+            search_aliases=["train", "learn face", "identity", "textual inversion", "dreambooth"],
+            is_input_list=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Diffusion 1.x to learn the identity for."),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.Image.Input(
+                    "photos",
+                    tooltip="One photo, or several of the same person in any sizes; batch or list.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip=(
+                        "One face mask per photo, of its size, from SeFi Face Mask. The pictures "
+                        "are cropped around it, and it can guide the training."
+                    ),
+                ),
+                io.String.Input(
+                    "name",
+                    default="anna",
+                    tooltip="Write <name> in prompts later. Letters, digits, _ and -.",
+                ),
+                io.String.Input(
+                    "class_word",
+                    default="person",
+                    tooltip="The general word for it, where <name> will stand: person, cat, chair.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=DEFAULTS.steps,
+                    min=1,
+                    max=20000,
+                    tooltip="Training steps. More keep more of the photo, in the end too much.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="The same seed and settings give the same identity.",
+                ),
+                *_advanced_inputs(),
+            ],
+            outputs=[
+                SEFI_IDENTITY.Output(
+                    display_name="identity",
+                    tooltip="For SeFi Apply Identity and SeFi Save Identity.",
+                ),
+                io.LossMap.Output(
+                    display_name="losses", tooltip="The loss of every step, for Plot Loss Graph."
+                ),
+                io.Image.Output(
+                    display_name="report",
+                    tooltip="Photo, attention before and after, a sample, and the loss curves.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: list[io.Model.Type],
+        clip: list[io.Clip.Type],
+        vae: list[io.Vae.Type],
+        photos: list[io.Image.Type],
+        masks: list[io.Mask.Type] | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        settings = {key: values[0] for key, values in settings.items()}
+        name, class_word = settings.pop("name"), settings.pop("class_word")
+        start = settings.pop("identity", None)
+        lines = settings.pop("templates").splitlines()
+        with raised_by(DISPLAY_NAME):
+            chosen = TrainingSettings(
+                templates=tuple(line.strip() for line in lines if line.strip()), **settings
+            )
+            progress = TrainingProgress(chosen.steps, cls.hidden.unique_id)
+            result = train_identity(
+                model[0],
+                clip[0],
+                vae[0],
+                pair_photos(photos, masks),
+                name,
+                class_word,
+                chosen,
+                start,
+                progress.on_step,
+                progress.on_preview,
+            )
+        report = result.report[None]
+        losses = {"loss": [step.loss for step in result.history]}
+        return io.NodeOutput(
+            result.identity, losses, report, ui=ui.PreviewImage(report, cls=cls)
+        )
+
+
+def _advanced_inputs() -> list[io.Input]:
+    """Everything that a first training need not touch."""
+    return [
+        SEFI_IDENTITY.Input(
+            "identity",
+            optional=True,
+            tooltip="An identity to go on from, with the same stages and class word.",
+        ),
+        io.Int.Input(
+            "stages",
+            default=DEFAULTS.stages,
+            min=1,
+            max=20,
+            advanced=True,
+            tooltip="Parts of the denoising with vectors of their own. The paper has 5.",
+        ),
+        io.Int.Input(
+            "vectors",
+            default=DEFAULTS.vectors,
+            min=1,
+            max=8,
+            advanced=True,
+            tooltip="Vectors per stage, for K and for V; <name> takes so many tokens of a prompt.",
+        ),
+        io.Combo.Input(
+            "parametrisation",
+            options=list(PARAMETRISATIONS),
+            default=DEFAULTS.parametrisation,
+            advanced=True,
+            tooltip="Optimise the vectors themselves, or a self-attention block that makes them.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=DEFAULTS.learning_rate,
+            min=1e-6,
+            max=1.0,
+            step=1e-5,
+            round=False,
+            advanced=True,
+            tooltip="Learning rate of AdamW, for vectors in CLIP's token space.",
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=list(SCHEDULES),
+            default=DEFAULTS.schedule,
+            advanced=True,
+            tooltip="How the learning rate falls over the steps.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=DEFAULTS.batch_size,
+            min=1,
+            max=64,
+            advanced=True,
+            tooltip="Noised pictures per step. Time and memory grow with it.",
+        ),
+        io.Float.Input(
+            "attention_weight",
+            default=DEFAULTS.attention_weight,
+            min=0.0,
+            max=10.0,
+            step=1e-4,
+            round=False,
+            advanced=True,
+            tooltip=(
+                "Weight (lambda) of the face-wise attention loss, a factor. Higher obeys prompts "
+                "more and looks less like the photo; 0 turns it off. The paper has 0.003."
+            ),
+        ),
+        io.Combo.Input(
+            "attention_target",
+            options=list(ATTENTION_TARGETS),
+            default=DEFAULTS.attention_target,
+            advanced=True,
+            tooltip=(
+                "What the attention is pulled to: the class word's map, nothing outside the mask, "
+                "or both. Without a mask it is the class word's map."
+            ),
+        ),
+        io.Combo.Input(
+            "attention_tokens",
+            options=list(ATTENTION_TOKENS),
+            default=DEFAULTS.attention_tokens,
+            advanced=True,
+            tooltip="The tokens whose attention counts: all, <name>, or all but <name>.",
+        ),
+        io.Float.Input(
+            "background_weight",
+            default=DEFAULTS.background_weight,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Weight of the noise loss outside the mask, a factor; 1 learns all alike.",
+        ),
+        io.Float.Input(
+            "snr_gamma",
+            default=DEFAULTS.snr_gamma,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            advanced=True,
+            tooltip="Cap of min-SNR weighting, a signal-to-noise ratio; 0 turns it off.",
+        ),
+        io.Int.Input(
+            "resolution",
+            default=DEFAULTS.resolution,
+            min=64,
+            max=2048,
+            step=64,
+            advanced=True,
+            tooltip="Side of the square training pictures in pixels. SD 1.x was made for 512.",
+        ),
+        io.Boolean.Input(
+            "flip",
+            default=DEFAULTS.flip,
+            advanced=True,
+            tooltip="Also train on mirrored photos. Faces are not quite symmetric.",
+        ),
+        io.Int.Input(
+            "crops",
+            default=DEFAULTS.crops,
+            min=1,
+            max=32,
+            advanced=True,
+            tooltip="Random crops per photo; 1 is the photo itself.",
+        ),
+        io.String.Input(
+            "templates",
+            multiline=True,
+            default="\n".join(DEFAULTS.templates),
+            advanced=True,
+            tooltip="Training prompts, one a line, each with <name> exactly once.",
+        ),
+        io.Combo.Input(
+            "dtype",
+            options=list(DTYPES),
+            default=DEFAULTS.dtype,
+            advanced=True,
+            tooltip="Precision of the U-Net while training; auto is the model's own.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=DEFAULTS.gradient_checkpointing,
+            advanced=True,
+            tooltip="Less memory for about a third more time.",
+        ),
+        io.Int.Input(
+            "preview_every",
+            default=DEFAULTS.preview_every,
+            min=0,
+            max=20000,
+            advanced=True,
+            tooltip="Steps between preview pictures; 0 for none.",
+        ),
+    ]

@@ -1,0 +1,165 @@
+"""Where in a picture the words of a prompt look: cross-attention maps of one denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+
+from ..attention import attention_probabilities
+from ..errors import SeFiError
+from ..heatmap import resized
+from ..prompts import find_placeholders
+from .base_model import LEVELS, cross_attention_layers, training_sigmas
+from .prompt_words import word_columns
+from .text import Tokens, placeholders_in
+
+PATCH = "attn2"
+Tensor = torch.Tensor
+
+
+def attention_maps(
+    model: ModelPatcher,
+    clip: CLIP,
+    latent: dict[str, Any],
+    prompt: str,
+    words: list[str],
+    timestep: int,
+    seed: int,
+) -> Tensor:
+    """Maps (words * latents, height, width) of how much each place looks at each word.
+
+    The latents are noised to ``timestep`` (0 to 999) with noise of ``seed``, and denoised by one
+    step. A word's map is the probability of its tokens, added up, averaged over the heads of the
+    layers at half and a quarter of the latent's side; it has the size of the latent's picture and
+    its maximum is 1. All maps of the first word come first. Raises :class:`SeFiError` if a word is
+    not in the prompt, or the model or the latent cannot be used.
+    """
+    tokens = clip.tokenize(prompt)
+    columns = {word: _columns(clip, tokens, word) for word in words}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    if samples.ndim != 4:
+        raise SeFiError(
+            f"latent has {samples.ndim} dimensions: connect the latent of a picture, not of a video"
+        )
+    if 0 in samples.shape:
+        raise SeFiError("latent is empty: connect a node that gives at least one latent")
+    if not torch.isfinite(samples).all():
+        raise SeFiError(
+            "latent holds values that are not numbers (NaN): check the node that made it"
+        )
+    recorder = Recorder(columns, samples.shape)
+    guider = comfy.samplers.CFGGuider(_recording(model, recorder))
+    conditioning = clip.encode_from_tokens_scheduled(tokens)
+    guider.set_conds(conditioning, conditioning)
+    guider.set_cfg(1.0)
+    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    noise = comfy.sample.prepare_noise(samples, seed)
+    guider.sample(noise, samples, OneStep(timestep), sigmas, seed=seed)
+    scale = model.get_model_object("latent_format").spacial_downscale_ratio
+    maps = recorder.maps(tuple(scale * side for side in samples.shape[2:]))
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+class Recorder:
+    """Adds up the attention of the layers at :data:`LEVELS`.
+
+    ``columns`` maps a word to its tokens of the context; ``shape`` is that of the latents.
+    """
+
+    def __init__(self, columns: dict[str, list[int]], shape: torch.Size) -> None:
+        self.columns = columns
+        self.shape = shape
+        self.recorded: list[Tensor] = []
+
+    def record(self, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
+        """Keep the maps of a layer (words, latents, height, width), if it is at one of the levels.
+
+        ``q`` (rows, pixels, channels) and ``k`` (rows, tokens, channels) are the layer's.
+        """
+        height, width = extra_options["activations_shape"][-2:]
+        if round(self.shape[2] / height) not in LEVELS:
+            return
+        attention = attention_probabilities(q, k, extra_options["n_heads"]).mean(1)
+        # More rows than latents are the same prompt again, as the negative.
+        attention = attention[: self.shape[0]].unflatten(1, (height, width))
+        maps = [attention[..., columns].sum(-1) for columns in self.columns.values()]
+        self.recorded.append(torch.stack(maps).float().cpu())
+
+    def maps(self, size: tuple[int, int]) -> Tensor:
+        """The layers' maps added up, (words * latents, height, width), at ``size``."""
+        if not self.recorded:
+            raise SeFiError(
+                "model has no cross-attention at half or a quarter of the latent's size: use a "
+                "Stable Diffusion 1.x, 2.x or SDXL model"
+            )
+        return sum(resized(maps.flatten(0, 1), size) for maps in self.recorded)
+
+
+class OneStep(comfy.samplers.Sampler):
+    """A sampler that denoises once, at a training timestep, and leaves the latent as it is."""
+
+    def __init__(self, timestep: int) -> None:
+        self.timestep = timestep
+
+    def sample(
+        self,
+        model_wrap: comfy.samplers.CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        base = model_wrap.inner_model
+        sigma = training_sigmas(base)[self.timestep].to(noise)
+        noised = base.model_sampling.noise_scaling(sigma, noise, latent_image)
+        model_wrap(noised, sigma.expand(len(noised)), **extra_args)
+        return latent_image
+
+
+def _recording(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+    """A clone of the MODEL whose cross-attention is recorded and otherwise what it was."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    replaced = options.get("patches_replace", {}).get(PATCH, {})
+    for block in cross_attention_layers(clone.model.diffusion_model):
+        # ComfyUI looks for a patch of the layer first, then for one of the whole block.
+        previous = replaced.get(block, replaced.get(block[:2]))
+        clone.set_model_attn2_replace(_recorded(recorder, previous), *block)
+    return clone
+
+
+def _recorded(recorder: Recorder, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        recorder.record(q, k, extra_options)
+        if previous is not None:
+            return previous(q, k, v, extra_options)
+        return optimized_attention(
+            q,
+            k,
+            v,
+            extra_options["n_heads"],
+            attn_precision=extra_options["attn_precision"],
+            transformer_options=extra_options,
+        )
+
+    return attend
+
+
+def _columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:
+    for name, *_ in find_placeholders(word, {word.strip("<>")}):
+        if name not in placeholders_in(clip.tokenize(word)):
+            raise SeFiError(
+                f"words: the CLIP does not know {word}: connect the MODEL and CLIP of SeFi Apply "
+                "Identity"
+            )
+    return word_columns(clip, tokens, word)

@@ -1,0 +1,261 @@
+"""ComfyUI's loaded Stable Diffusion as the training loop sees it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+
+from ..attention import attend, attention_probabilities
+from ..errors import SeFiError
+from ..identity import Identity
+from ..losses import MapPair
+from ..parametrisation import Vectors
+from ..prompts import expand_template
+from ..stages import stage_of_timestep
+from ..training import Batch, Prediction
+from .base_model import LEVELS, Block, cross_attention_layers, training_sigmas
+from .text import PlaceholderToken, Tokens, substitute, with_placeholders
+
+logger = logging.getLogger(__name__)
+
+_ACTIVATION_FACTOR = 6.0
+"""Memory of forward and backward over ComfyUI's estimate for a forward alone."""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def private_clone(model: ModelPatcher) -> ModelPatcher:
+    """A clone with the weights (LoRA included) and the sampling type of ``model``, and no patches.
+
+    Attention, CFG and function patches of other nodes are for sampling; the identity would learn
+    to make up for them.
+    """
+    if model.injections:
+        raise SeFiError(
+            "model has a LoRA in bypass mode, whose gradients cannot be followed: load it with "
+            "Load LoRA instead"
+        )
+    clone = model.clone()
+    options = clone.model_options.get("transformer_options", {})
+    dropped = sorted(key for key in options if options[key])
+    dropped += sorted(key for key in clone.model_options if key not in ("transformer_options",))
+    dropped += sorted(key for key, value in clone.wrappers.items() if value)
+    if dropped:
+        logger.info("SeFi Train Identity leaves out patches of the MODEL: %s.", ", ".join(dropped))
+    clone.model_options = {"transformer_options": {}}
+    clone.wrappers, clone.callbacks = {}, {}
+    return clone
+
+
+class ComfyPredictor:
+    """Noised latents in, the U-Net's output and attention maps out.
+
+    ``latents`` (N, C, h, w) are what the U-Net is trained on, ``masks`` (N, 1, H, W) the faces in
+    them or None. ``identity`` says which placeholder stands for which class word. Use it inside
+    :func:`trainable.differentiable`.
+    """
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clip: CLIP,
+        identity: Identity,
+        templates: Sequence[str],
+        latents: torch.Tensor,
+        masks: torch.Tensor | None,
+        dtype: str = "auto",
+        with_maps: bool = True,
+    ) -> None:
+        self.model = private_clone(model)
+        self.clip = with_placeholders(clip, [identity])
+        self.name = identity.name
+        self.stages = identity.stages
+        self.latents, self.masks = latents, masks
+        self.with_maps = with_maps
+        self.load()  # puts the clone's object patches in force, such as another sampling type
+        self.prompts = [
+            self.clip.tokenize(expand_template(template, identity.name)) for template in templates
+        ]
+        base = self.model.model
+        self.dtype = DTYPES.get(dtype, base.get_dtype_inference())
+        self.sampling = base.model_sampling
+        self.sigmas = training_sigmas(base)
+        self.layers = cross_attention_layers(base.diffusion_model)
+        self.references: dict[int, torch.Tensor] = {}
+        self.reference_keys: dict[tuple[int, Block], torch.Tensor] = {}
+
+    @property
+    def samples(self) -> int:
+        """Number of training latents."""
+        return len(self.latents)
+
+    def load(self) -> None:
+        """Have ComfyUI load both models; nothing happens while they are."""
+        needed = self.model.memory_required(self.latents.shape) * _ACTIVATION_FACTOR
+        with torch.inference_mode():  # as in any node, so that the weights stay what they were
+            comfy.model_management.load_models_gpu(
+                [self.model, self.clip.patcher], memory_required=int(needed)
+            )
+
+    def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
+        """See :class:`training.Predictor`."""
+        self.load()
+        device = self.model.load_device
+        latents = self.latents[batch.samples].to(device, torch.float32)
+        generator = torch.Generator().manual_seed(batch.noise_seed)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        sigma = self.sigmas[batch.timesteps].to(device, torch.float32)
+        noised = self.sampling.noise_scaling(sigma, noise, latents)
+
+        stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
+        context_k, context_v = self._contexts(keys, values, stages, batch.templates)
+        recorder = _Recorder(self, batch.templates, context_v.to(device, self.dtype), latents.shape)
+        output = self.model.model.diffusion_model(
+            self.sampling.calculate_input(sigma, noised).to(self.dtype),
+            self.sampling.timestep(sigma).float(),
+            context=context_k.to(device, self.dtype),
+            control=None,
+            transformer_options=recorder.options(),
+        ).float()
+        layers = recorder.pairs
+        recorder.pairs = deque(maxlen=0)  # gradient checkpointing would record again
+        # The denoised latent is linear in the output, whether that is noise or velocity; the
+        # target is the output that would denoise to the latent.
+        zeros = torch.zeros_like(noised)
+        gain = self.sampling.calculate_denoised(sigma, torch.ones_like(noised), zeros)
+        target = (latents - self.sampling.calculate_denoised(sigma, zeros, noised)) / gain
+        return Prediction(
+            output=output,
+            target=target,
+            layers=list(layers),
+            placeholder=self._placeholder_columns(batch.templates).to(device),
+            face=None if self.masks is None else self.masks[batch.samples].to(device),
+            gain=gain[:, 0, 0, 0],
+            signal_to_noise=sigma**-2,
+        )
+
+    def reference_key(self, template: int, block: Block) -> torch.Tensor:
+        """A layer's keys (1, tokens, channels) of the class word's prompt, computed once."""
+        if (template, block) not in self.reference_keys:
+            if template not in self.references:
+                self.references[template] = self._encode([self.prompts[template]])[0]
+            with torch.no_grad():
+                context = self.references[template].to(self.model.load_device, self.dtype)
+                self.reference_keys[template, block] = self.layers[block].to_k(context)
+        return self.reference_keys[template, block]
+
+    def _contexts(
+        self, keys: Vectors, values: Vectors, stages: list[int], templates: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V contexts (B, tokens, width) of the samples' stages and prompts.
+
+        All prompts go through the text encoder in one batch, as if they were chunks of one.
+        """
+        prompts = []
+        for vectors in (keys, values):
+            for stage, template in zip(stages, templates, strict=True):
+                rows = {encoder: tensor[stage] for encoder, tensor in vectors.items()}
+                prompts.append(substitute(self.prompts[template], {self.name: rows}))
+        encoded = self._encode(prompts)
+        length = max(context.shape[1] for context in encoded)
+        encoded = [_repeated(context, length) for context in encoded]
+        return torch.cat(encoded[: len(stages)]), torch.cat(encoded[len(stages) :])
+
+    def _encode(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
+        """The contexts (1, tokens, width) of several prompts."""
+        joined = {
+            encoder: [chunk for prompt in prompts for chunk in prompt[encoder]]
+            for encoder in prompts[0]
+        }
+        context = self.clip.encode_from_tokens(joined)
+        sizes = [sum(len(c) for c in next(iter(prompt.values()))) for prompt in prompts]
+        return list(context.split(sizes, dim=1))
+
+    def _placeholder_columns(self, templates: list[int]) -> torch.Tensor:
+        rows = [
+            torch.tensor(
+                [
+                    isinstance(item, PlaceholderToken)
+                    for chunk in next(iter(self.prompts[template].values()))
+                    for item, *_ in chunk
+                ]
+            )[None, :, None]
+            for template in templates
+        ]
+        length = max(row.shape[1] for row in rows)
+        return torch.cat([_repeated(row, length) for row in rows])[..., 0]
+
+
+class _Recorder:
+    """The attention patches of one forward pass of the training."""
+
+    def __init__(
+        self,
+        predictor: ComfyPredictor,
+        templates: list[int],
+        context_v: torch.Tensor,
+        shape: torch.Size,
+    ) -> None:
+        self.predictor = predictor
+        self.templates = templates
+        self.context_v = context_v
+        self.shape = shape
+        self.pairs: deque[MapPair] = deque()
+
+    def options(self) -> dict[str, Any]:
+        """The ``transformer_options`` of this pass."""
+        options: dict[str, Any] = {
+            "patches": {"attn2_patch": [self.split]},
+            # Flash and Sage attention have no backward pass.
+            "optimized_attention_override": _plain_attention,
+        }
+        if self.predictor.with_maps:
+            blocks = dict.fromkeys(self.predictor.layers, self.attend)
+            options["patches_replace"] = {"attn2": blocks}
+        return options
+
+    def split(
+        self, n: torch.Tensor, context: torch.Tensor, _: torch.Tensor, extra: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Keys from the K context, values from the V context."""
+        return n, context, self.context_v
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
+    ) -> torch.Tensor:
+        """Attention of one layer; its maps are kept if it is at one of the levels."""
+        height, width = extra["activations_shape"][-2:]
+        heads = extra["n_heads"]
+        if round(self.shape[-2] / height) not in LEVELS:
+            return attention_pytorch(q, k, v, heads)
+        target = attention_probabilities(q, k, heads)
+        block = (*extra["block"], extra["block_index"])
+        with torch.no_grad():
+            keys = [self.predictor.reference_key(t, block) for t in self.templates]
+            length = k.shape[1]
+            reference_k = torch.cat([_repeated(key, length) for key in keys])
+            reference = attention_probabilities(q, reference_k, heads)
+        self.pairs.append(MapPair(target, reference, (height, width)))
+        return attend(target, v)
+
+
+def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return attention_pytorch(*args, **kwargs)
+
+
+def _repeated(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """(1, tokens, width) repeated to ``length`` tokens, as ComfyUI's ``CONDCrossAttn`` does."""
+    if length % tensor.shape[1]:
+        raise SeFiError(
+            "the prompt templates have lengths that do not fit together in one batch: shorten the "
+            "long ones to 75 tokens, or set batch_size to 1"
+        )
+    return tensor.repeat(1, length // tensor.shape[1], 1)

@@ -1,0 +1,210 @@
+"""Learn an identity with ComfyUI's loaded MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ..errors import SeFiError
+from ..identity import Identity, thumbnail_of
+from ..parametrisation import Vectors, build_parametrisation
+from ..pictures import Photo, training_pictures
+from ..prompts import check_name, expand_template
+from ..report import training_report
+from ..training import Batch, Step, TrainingSettings, optimise
+from .apply import apply_identity
+from .base_model import family_of
+from .encoding import AppliedIdentity
+from .predictor import ComfyPredictor
+from .text import class_word_embedding, token_widths
+from .trainable import differentiable
+
+logger = logging.getLogger(__name__)
+
+TRAINABLE_FAMILIES = ("sd1",)
+HALF_LOSS_SCALE = 2.0**16
+MAP_TIMESTEP = 400
+PREVIEW_STEPS, PREVIEW_CFG, PREVIEW_SEED = 10, 5.0, 0
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """``report`` is a picture (H, W, 3) in [0, 1]: photo, attention before and after, losses."""
+
+    identity: Identity
+    history: list[Step]
+    report: torch.Tensor
+
+
+def train_identity(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    photos: Sequence[Photo],
+    name: str,
+    class_word: str,
+    settings: TrainingSettings,
+    start: Identity | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_preview: Callable[[torch.Tensor], None] | None = None,
+) -> TrainingResult:
+    """Learn the per-stage K and V vectors of who is in the photos.
+
+    The given models are only read: training works on clones, and leaves no gradient, patch or
+    changed weight behind even when it is cancelled. ``start`` is an identity to go on from.
+    ``on_step`` is called after every step and may raise to stop; ``on_preview`` gets a picture
+    (side, side, 3) every ``settings.preview_every`` steps. Raises :class:`SeFiError` for input
+    that cannot be trained with, before any long work.
+    """
+    # ComfyUI's samplers seed the global random state, which is not ours to change.
+    random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with torch.inference_mode(False), torch.enable_grad(), random_state:
+        first = _first_identity(model, clip, name, class_word, settings, start)
+        prompt = [expand_template(template, first.name) for template in settings.templates][0]
+        pictures, masks = training_pictures(
+            photos, settings.resolution, settings.flip, settings.crops, settings.seed
+        )
+        latents = _encode_pictures(model, vae, pictures)
+        predictor = ComfyPredictor(
+            model,
+            clip,
+            first,
+            settings.templates,
+            latents,
+            masks,
+            settings.dtype,
+            with_maps=settings.attention_weight > 0,
+        )
+        parameters = build_parametrisation(
+            settings.parametrisation, first.keys, first.values, settings.seed
+        )
+
+        def current(history: Sequence[Step] = ()) -> Identity:
+            keys, values = ({k: v.detach() for k, v in part.items()} for part in parameters())
+            return Identity(
+                first.name,
+                first.class_word,
+                first.family,
+                keys,
+                values,
+                {**settings.as_json(), "photos": len(photos), "steps_done": len(history)},
+                thumbnail_of(pictures[0]),
+            )
+
+        def after_step(step: Step) -> None:
+            if on_step is not None:
+                on_step(step)
+            if on_preview is not None and _is_due(step.number, settings):
+                on_preview(sample_picture(model, clip, vae, current(), prompt, pictures.shape[1]))
+
+        modules = predictor.model.model.diffusion_model, predictor.clip.cond_stage_model
+        with differentiable(*modules, gradient_checkpointing=settings.gradient_checkpointing):
+            before = placeholder_map(predictor, *parameters())
+            scale = HALF_LOSS_SCALE if predictor.dtype == torch.float16 else 1.0
+            history = optimise(parameters, predictor, settings, after_step, scale)
+            after = placeholder_map(predictor, *parameters())
+        identity = current(history)
+        sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
+        report = training_report(history, pictures[0], before, after, sample, identity.placeholder)
+    return TrainingResult(identity, history, report)
+
+
+@torch.no_grad()
+def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -> torch.Tensor:
+    """Where the placeholder looks in the first training picture, (h, w) with a maximum of 1."""
+    with_maps, predictor.with_maps = predictor.with_maps, True
+    try:
+        prediction = predictor(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
+    finally:
+        predictor.with_maps = with_maps
+    columns = prediction.placeholder[0]
+    finest = max(layer.size for layer in prediction.layers)
+    heat = torch.zeros(finest)
+    for layer in prediction.layers:
+        seen = layer.target[0].mean(dim=0)[:, columns].sum(dim=-1).unflatten(0, layer.size)
+        heat = heat + torch.nn.functional.interpolate(
+            seen[None, None].float().cpu(), size=finest, mode="bilinear"
+        )[0, 0]
+    return heat / heat.max().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def sample_picture(
+    model: ModelPatcher, clip: CLIP, vae: VAE, identity: Identity, prompt: str, side: int
+) -> torch.Tensor:
+    """A quick picture (side, side, 3) of a prompt with the identity applied."""
+    model, clip = apply_identity(model, clip, AppliedIdentity(identity))
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
+    )
+    shape = (1, model.get_model_object("latent_format").latent_channels, side // 8, side // 8)
+    latent = torch.zeros(shape)
+    noise = comfy.sample.prepare_noise(latent, PREVIEW_SEED)
+    samples = comfy.sample.sample(
+        model, noise, PREVIEW_STEPS, PREVIEW_CFG, "euler", "normal", positive, negative, latent,
+        disable_pbar=True, seed=PREVIEW_SEED,
+    )  # fmt: skip
+    return vae.decode(samples)[0].clone()
+
+
+def _first_identity(
+    model: ModelPatcher,
+    clip: CLIP,
+    name: str,
+    class_word: str,
+    settings: TrainingSettings,
+    start: Identity | None,
+) -> Identity:
+    """The identity before the first step: the class word's embedding, or ``start``."""
+    check_name(name)
+    family = family_of(model)
+    if family not in TRAINABLE_FAMILIES or model.model.concat_keys:
+        kind = "an inpainting" if model.model.concat_keys else f"a {family}"
+        raise SeFiError(
+            f"model is {kind} model, and training knows ordinary Stable Diffusion 1.x only: load "
+            "such a checkpoint"
+        )
+    widths = token_widths(clip)
+    if list(widths.values()) != [model.model.model_config.unet_config["context_dim"]]:
+        raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
+    if start is not None:
+        start.check_fits(family, widths)
+        wanted = settings.stages, settings.vectors, class_word.strip()
+        if (start.stages, start.vectors, start.class_word) != wanted:
+            raise SeFiError(
+                f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
+                f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
+            )
+        return start.renamed(name)
+    vectors = {}
+    for encoder, rows in class_word_embedding(clip, class_word).items():
+        if not len(rows):
+            raise SeFiError("class_word is empty: give the general word, for example person")
+        rows = torch.cat([rows, rows[-1:].expand(max(0, settings.vectors - len(rows)), -1)])
+        vectors[encoder] = rows.expand(settings.stages, -1, -1)
+    return Identity(name, class_word, family, vectors, vectors)
+
+
+@torch.no_grad()
+def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents (N, C, h, w) of pictures, scaled as the U-Net sees them."""
+    latents = torch.cat([vae.encode(picture[None]) for picture in pictures]).clone().float()
+    if latents.shape[1] != model.get_model_object("latent_format").latent_channels:
+        raise SeFiError("vae does not fit the model: connect the VAE of the same checkpoint")
+    if not torch.isfinite(latents).all():
+        raise SeFiError(
+            "vae makes latents that are not numbers (NaN) of the photos: start ComfyUI with "
+            "--fp32-vae, or load another VAE"
+        )
+    return model.model.process_latent_in(latents)
+
+
+def _is_due(step: int, settings: TrainingSettings) -> bool:
+    every = settings.preview_every
+    return every > 0 and step % every == 0 and step < settings.steps

@@ -1,0 +1,88 @@
+"""What is optimised: the per-stage vectors, or a self-attention block that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+Vectors = dict[str, torch.Tensor]
+"""Text encoder -> token embeddings (stages, vectors, width)."""
+
+Start = Mapping[str, torch.Tensor]
+
+PARAMETRISATIONS = ("direct", "self-attention")
+
+
+class DirectVectors(nn.Module):
+    """The K and V vectors are the parameters, as in textual inversion."""
+
+    def __init__(self, keys: Start, values: Start) -> None:
+        super().__init__()
+        self.keys, self.values = (
+            nn.ParameterDict({name: rows.detach().clone() for name, rows in start.items()})
+            for start in (keys, values)
+        )
+
+    def forward(self) -> tuple[Vectors, Vectors]:
+        """The current (keys, values)."""
+        return dict(self.keys), dict(self.values)
+
+
+class SelfAttentionVectors(nn.Module):
+    """A trainable transformer block turns the start vectors into the K and V vectors.
+
+    SeFi-IDE's figure draws such a block between the class word's embedding and the ten vectors.
+    Every vector is one token of the block and tells by a learned embedding which stage and role
+    it is for. The block starts as the identity, so training starts at the start vectors.
+    """
+
+    HEAD_WIDTH = 64
+
+    def __init__(self, keys: Start, values: Start) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict(
+            {name: _Block(torch.stack([keys[name], values[name]])) for name in keys}
+        )
+
+    def forward(self) -> tuple[Vectors, Vectors]:
+        """The current (keys, values)."""
+        made = {name: block() for name, block in self.blocks.items()}
+        return {n: pair[0] for n, pair in made.items()}, {n: pair[1] for n, pair in made.items()}
+
+
+class _Block(nn.Module):
+    """One pre-norm transformer block over the tokens of ``start`` (2, stages, vectors, width)."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        super().__init__()
+        width = start.shape[-1]
+        self.register_buffer("start", start.detach().clone())
+        self.places = nn.Parameter(torch.randn(start.shape) * start.std().clamp_min(1e-4))
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        heads = max(1, width // SelfAttentionVectors.HEAD_WIDTH)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        for last in (self.attention.out_proj, self.feed_forward[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self) -> torch.Tensor:
+        x = (self.start + self.places).flatten(0, 2)[None]
+        normed = self.norms[0](x)
+        change = self.attention(normed, normed, normed, need_weights=False)[0]
+        change = change + self.feed_forward(self.norms[1](x + change))
+        return self.start + change[0].view_as(self.start)
+
+
+def build_parametrisation(kind: str, keys: Start, values: Start, seed: int) -> nn.Module:
+    """A parametrisation of ``PARAMETRISATIONS`` that starts at these vectors.
+
+    Its random weights come from ``seed``; the global random state stays as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {"direct": DirectVectors, "self-attention": SelfAttentionVectors}[kind](keys, values)

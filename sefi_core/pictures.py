@@ -1,0 +1,142 @@
+"""Training pictures from photos of any size: square, cropped around the face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .errors import SeFiError
+
+ROOM = 3.0
+"""Side of the training picture over that of the face, where the photo has so much room."""
+
+CROP_RANGE = (0.75, 1.0)
+"""Side of a random crop over that of the whole training picture."""
+
+
+class Photo(NamedTuple):
+    """``picture`` (H, W, 3) in [0, 1]; ``mask`` (H, W) in [0, 1], 1 on the face, or None."""
+
+    picture: torch.Tensor
+    mask: torch.Tensor | None
+
+
+def pair_photos(
+    images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
+) -> list[Photo]:
+    """Photos from ComfyUI's IMAGE batches (B, H, W, C) and MASK batches (B, H, W).
+
+    There is one mask for every photo, or one for all of them. Raises :class:`SeFiError` for
+    pictures with values that are not numbers, and for masks that are empty, too few, or of another
+    size than their photo.
+    """
+    pictures = [picture[..., :3].clone().float() for batch in images for picture in batch]
+    if not pictures:
+        raise SeFiError("photos is empty: connect at least one photo")
+    for number, picture in enumerate(pictures, 1):
+        if not torch.isfinite(picture).all():
+            raise SeFiError(
+                f"photos: picture {number} has values that are not numbers (NaN): check the node "
+                "that made it"
+            )
+    if not masks:
+        return [Photo(picture.clamp(0, 1), None) for picture in pictures]
+    planes = [mask.clone().float() for batch in masks for mask in _planes(batch)]
+    if len(planes) == 1:
+        planes *= len(pictures)
+    if len(planes) != len(pictures):
+        raise SeFiError(
+            f"masks: there are {len(planes)} masks for {len(pictures)} photos: connect the mask "
+            "that SeFi Face Mask makes of the same photos"
+        )
+    photos = []
+    for number, (picture, mask) in enumerate(zip(pictures, planes, strict=True), 1):
+        if mask.shape != picture.shape[:2]:
+            raise SeFiError(
+                f"masks: mask {number} is {mask.shape[1]} x {mask.shape[0]} pixels and its photo "
+                f"{picture.shape[1]} x {picture.shape[0]}: connect the mask that SeFi Face Mask "
+                "makes of the same photos"
+            )
+        if not torch.isfinite(mask).all() or mask.max() <= 0:
+            raise SeFiError(
+                f"masks: mask {number} is empty: mark the face in it, or disconnect masks to train "
+                "without"
+            )
+        photos.append(Photo(picture.clamp(0, 1), mask.clamp(0, 1)))
+    return photos
+
+
+def training_pictures(
+    photos: Iterable[Photo], resolution: int, flip: bool, crops: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Square pictures (N, side, side, 3) and masks (N, 1, side, side) or None.
+
+    The side is ``resolution`` in pixels, rounded down to a multiple of 64 as the U-Net's levels
+    ask. Every photo gives ``crops`` variants, the whole square first, and each of them mirrored as
+    well with ``flip``.
+    """
+    side = max(64, resolution // 64 * 64)
+    generator = torch.Generator().manual_seed(seed)
+    pictures, masks = [], []
+    for photo in photos:
+        square = _square(photo)
+        for number in range(crops):
+            variant = square if number == 0 else _random_crop(square, generator)
+            picture = _resized(variant.picture.movedim(-1, 0), side)
+            mask = None if variant.mask is None else _resized(variant.mask[None], side)
+            for mirrored in (False, True) if flip else (False,):
+                pictures.append((picture.flip(-1) if mirrored else picture).movedim(0, -1))
+                if mask is not None:
+                    masks.append(mask.flip(-1) if mirrored else mask)
+    return torch.stack(pictures), torch.stack(masks) if masks else None
+
+
+def _planes(batch: torch.Tensor) -> torch.Tensor:
+    """A MASK as (B, H, W); some nodes give a single (H, W)."""
+    return batch[None] if batch.ndim == 2 else batch
+
+
+def _square(photo: Photo) -> Photo:
+    """The square of a photo with the face as much in its middle as the borders allow."""
+    height, width = photo.picture.shape[:2]
+    side = min(height, width)
+    centre = (height / 2, width / 2)
+    if photo.mask is not None:
+        rows, columns = (photo.mask.amax(axis) > 0.5 * photo.mask.max() for axis in (1, 0))
+        spans = [torch.nonzero(span).flatten() for span in (rows, columns)]
+        centre = tuple((float(span[0]) + float(span[-1]) + 1) / 2 for span in spans)
+        face = max(float(span[-1] - span[0]) + 1 for span in spans)
+        side = min(side, max(8, round(ROOM * face)))
+    top, left = (
+        int(min(max(round(middle - side / 2), 0), limit - side))
+        for middle, limit in zip(centre, (height, width), strict=True)
+    )
+    return _cut(photo, top, left, side)
+
+
+def _random_crop(square: Photo, generator: torch.Generator) -> Photo:
+    whole = square.picture.shape[0]
+    low, high = CROP_RANGE
+    draw = torch.rand(3, generator=generator).tolist()
+    side = max(1, round(whole * (low + (high - low) * draw[0])))
+    crop = _cut(square, *(round((whole - side) * value) for value in draw[1:]), side)
+    # A crop that cuts the face off teaches nothing about it.
+    if crop.mask is not None and crop.mask.sum() < 0.9 * square.mask.sum():
+        return square
+    return crop
+
+
+def _cut(photo: Photo, top: int, left: int, side: int) -> Photo:
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    mask = None if photo.mask is None else photo.mask[rows, columns]
+    return Photo(photo.picture[rows, columns], mask)
+
+
+def _resized(planes: torch.Tensor, side: int) -> torch.Tensor:
+    """(C, H, W) at (C, side, side)."""
+    return F.interpolate(
+        planes[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    )[0].clamp(0, 1)

@@ -1,0 +1,261 @@
+"""The optimisation loop of SeFi-IDE, on anything that predicts noise.
+
+The loop draws timesteps, noise and pictures, asks a :class:`Predictor` for the model's output and
+attention maps, and moves the vectors. It knows no model: ``comfyui/train.py`` connects it to
+ComfyUI's, the tests to a toy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from .errors import SeFiError
+from .losses import ATTENTION_TARGETS, ATTENTION_TOKENS, MapPair, attention_loss, noise_loss
+from .parametrisation import PARAMETRISATIONS, Vectors
+from .stages import TRAINING_TIMESTEPS
+
+SCHEDULES = ("constant", "linear", "cosine")
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+DEFAULT_TEMPLATES = (
+    "a photo of <name>",
+    "a picture of <name>",
+    "a portrait of <name>",
+    "a photo of the face of <name>",
+)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything a user can set about a training. Building impossible ones raises SeFiError."""
+
+    steps: int = 400
+    seed: int = 0
+    stages: int = 5
+    vectors: int = 1
+    """Token embeddings per stage, for K and for V."""
+    parametrisation: str = "direct"
+    learning_rate: float = 5e-3
+    schedule: str = "cosine"
+    batch_size: int = 1
+    attention_weight: float = 0.003
+    """The paper's lambda."""
+    attention_target: str = "reference map"
+    attention_tokens: str = "all"
+    background_weight: float = 1.0
+    """Of the noise loss outside the face mask."""
+    snr_gamma: float = 0.0
+    """Cap of min-SNR weighting; 0 is none."""
+    resolution: int = 512
+    """Side of the square training pictures, in pixels."""
+    flip: bool = False
+    crops: int = 1
+    """Random crops of every picture; 1 is the picture itself."""
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    dtype: str = "auto"
+    gradient_checkpointing: bool = False
+    preview_every: int = 100
+    """Steps between preview pictures; 0 for none."""
+
+    def __post_init__(self) -> None:
+        at_least = {"steps": 1, "stages": 1, "vectors": 1, "batch_size": 1, "crops": 1,
+                    "preview_every": 0, "resolution": 64}  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {least} or more")
+        if self.stages > TRAINING_TIMESTEPS:
+            raise SeFiError(f"stages is {self.stages}: set it to {TRAINING_TIMESTEPS} or less")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
+        for name in ("attention_weight", "background_weight", "snr_gamma"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
+        choices = {
+            "schedule": SCHEDULES, "dtype": DTYPES, "parametrisation": PARAMETRISATIONS,
+            "attention_target": ATTENTION_TARGETS, "attention_tokens": ATTENTION_TOKENS,
+        }  # fmt: skip
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise SeFiError(
+                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                )
+        if not self.templates:
+            raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
+
+    def as_json(self) -> dict[str, object]:
+        """The settings for an identity's file."""
+        return {**asdict(self), "templates": list(self.templates)}
+
+
+class Batch(NamedTuple):
+    """What one step trains on. ``samples`` and ``templates`` are indices of each sample."""
+
+    samples: list[int]
+    templates: list[int]
+    timesteps: list[int]
+    noise_seed: int
+
+
+class Prediction(NamedTuple):
+    """What the model made of a batch.
+
+    ``output`` and ``target`` (B, C, h, w) are the model's output and what it should be; ``layers``
+    the attention maps, whose ``placeholder`` (B, tokens) marks the placeholder's tokens; ``face``
+    (B, 1, H, W) the mask or None; ``gain`` (B,) is the change of the denoised latent with the
+    output, and ``signal_to_noise`` (B,) that of the noised latents.
+    """
+
+    output: torch.Tensor
+    target: torch.Tensor
+    layers: list[MapPair]
+    placeholder: torch.Tensor
+    face: torch.Tensor | None
+    gain: torch.Tensor
+    signal_to_noise: torch.Tensor
+
+
+class Predictor(Protocol):
+    """The model as the loop sees it."""
+
+    samples: int
+    """Number of training pictures, variants included."""
+
+    def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
+        """Predict with these vectors, differentiably."""
+        ...
+
+
+class Step(NamedTuple):
+    """The losses of one finished step; ``number`` counts from 1."""
+
+    number: int
+    loss: float
+    noise: float
+    attention: float
+
+
+def optimise(
+    parameters: nn.Module,
+    predictor: Predictor,
+    settings: TrainingSettings,
+    on_step: Callable[[Step], None] | None = None,
+    loss_scale: float = 1.0,
+) -> list[Step]:
+    """Train ``parameters``, a parametrisation, for ``settings.steps`` steps.
+
+    The same settings give the same result; the global random state is neither used nor changed.
+    ``loss_scale`` keeps the gradients of half-precision models above underflow; it is halved when
+    they overflow. Raises :class:`SeFiError` when the losses are not finite. ``on_step`` may raise
+    to stop; the parameters then keep the last finished step.
+    """
+    optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
+    scheduler = _scheduler(optimizer, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    history: list[Step] = []
+    for number in range(1, settings.steps + 1):
+        batch = _draw(generator, predictor.samples, settings)
+        while True:
+            prediction = predictor(*parameters(), batch)
+            noise, attention = _losses(prediction, settings)
+            loss = noise + settings.attention_weight * attention
+            if not torch.isfinite(loss):
+                raise SeFiError(
+                    f"the loss is no number at step {number}: lower learning_rate, or set dtype "
+                    "to fp32"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            (loss * loss_scale).backward()
+            if _unscale(parameters, loss_scale):
+                break
+            if loss_scale <= 1.0:
+                raise SeFiError(
+                    f"the gradients are no numbers at step {number}: set dtype to fp32 or bf16"
+                )
+            loss_scale /= 2.0
+        optimizer.step()
+        scheduler.step()
+        step = Step(number, loss.item(), noise.item(), attention.item())
+        history.append(step)
+        if on_step is not None:
+            on_step(step)
+    return history
+
+
+def _draw(generator: torch.Generator, samples: int, settings: TrainingSettings) -> Batch:
+    def integers(high: int, count: int = settings.batch_size) -> list[int]:
+        return torch.randint(high, (count,), generator=generator).tolist()
+
+    return Batch(
+        samples=integers(samples),
+        templates=integers(len(settings.templates)),
+        timesteps=integers(TRAINING_TIMESTEPS),
+        noise_seed=integers(2**62, 1)[0],
+    )
+
+
+def _losses(
+    prediction: Prediction, settings: TrainingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = None
+    if settings.snr_gamma > 0:
+        # Min-SNR weighting (Hang et al. 2023): min(SNR, gamma) times the denoised latent's error,
+        # for noise min(SNR, gamma) / SNR of the output's, for velocity min(SNR, gamma) / (SNR + 1).
+        snr = prediction.signal_to_noise.clamp(max=settings.snr_gamma)
+        weights = snr * prediction.gain.square()
+    noise = noise_loss(
+        prediction.output,
+        prediction.target,
+        prediction.face,
+        settings.background_weight,
+        weights,
+    )
+    if settings.attention_weight == 0 or not prediction.layers:
+        return noise, noise.new_zeros(())
+    # Without a mask only the reference is left to look at.
+    target = settings.attention_target if prediction.face is not None else "reference map"
+    attention = attention_loss(
+        prediction.layers,
+        prediction.placeholder,
+        prediction.face,
+        target,
+        settings.attention_tokens,
+    )
+    return noise, attention
+
+
+def _unscale(parameters: nn.Module, scale: float) -> bool:
+    """Divide the gradients by the loss scale; whether all of them are finite."""
+    gradients = [p.grad for p in parameters.parameters() if p.grad is not None]
+    for gradient in gradients:
+        gradient.div_(scale)
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if settings.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    try:
+        from diffusers.optimization import get_scheduler
+    except ImportError as error:
+        raise SeFiError(
+            f"the schedule {settings.schedule} needs the package diffusers: install it "
+            "(pip install diffusers) or set schedule to constant"
+        ) from error
+    warmup = min(10, settings.steps // 10)
+    return get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps
+    )
+
+
+def smoothed(losses: Sequence[float], width: int = 25) -> list[float]:
+    """Running mean of the last ``width`` losses, as long as the list."""
+    return [
+        sum(losses[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(losses))
+    ]

@@ -1,0 +1,301 @@
+"""Gradients through ComfyUI's real models, and that nothing of the models is touched."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.train import train_identity
+from sefi_ide.sefi_core.comfyui.trainable import differentiable
+from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.losses import attention_loss, noise_loss
+from sefi_ide.sefi_core.pictures import pair_photos
+from sefi_ide.sefi_core.training import Batch, TrainingSettings
+
+from . import random_checkpoint
+
+SIDE = 64
+CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
+BATCH = Batch(samples=[0], templates=[0], timesteps=[300], noise_seed=7)
+
+
+def identity(width: int = 128, stages: int = 5, seed: int = 0) -> Identity:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = (
+        {"l": 0.3 * torch.randn(stages, 1, width, generator=generator)} for _ in range(2)
+    )
+    return Identity("anna", "person", "sd1", keys, values)
+
+
+def predictor(model, clip, dtype="auto", **options) -> ComfyPredictor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
+    masks = torch.zeros(2, 1, SIDE, SIDE)
+    masks[..., 16:48, 16:48] = 1
+    return ComfyPredictor(
+        model, clip, identity(), ["a photo of <name> on the beach"], latents, masks, dtype, **options
+    )
+
+
+def vectors(requires_grad: bool = True):
+    start = identity(seed=5)
+    return tuple(
+        {"l": part["l"].clone().requires_grad_(requires_grad)} for part in (start.keys, start.values)
+    )
+
+
+def total_loss(prediction, weight: float = 0.05, target: str = "both") -> torch.Tensor:
+    noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
+    attention = attention_loss(prediction.layers, prediction.placeholder, prediction.face, target)
+    return noise + weight * attention
+
+
+def gradients(model, clip, dtype="auto", checkpointing=False, batch=BATCH):
+    """Gradient of the loss in the K and V vectors, and the predictor."""
+    with torch.inference_mode(False), torch.enable_grad():
+        predict = predictor(model, clip, dtype)
+        keys, values = vectors()
+        modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
+        with differentiable(*modules, gradient_checkpointing=checkpointing):
+            loss = total_loss(predict(keys, values, batch))
+            scale = 2.0**12
+            (loss * scale).backward()
+    return loss.item(), keys["l"].grad / scale, values["l"].grad / scale
+
+
+def load(checkpoint, **options):
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(
+            str(checkpoint), embedding_directory=None, **options
+        )[:3]
+
+
+@pytest.fixture
+def model_and_clip_with_lora(mini_sd):
+    """The random miniature with a LoRA on U-Net and text encoder, loaded by ComfyUI."""
+    model, clip, vae = mini_sd
+    return *with_lora(model, clip), vae
+
+
+def with_lora(model, clip):
+    generator = torch.Generator().manual_seed(11)
+    lora = {}
+    maps = comfy.lora.model_lora_keys_unet(model.model, {})
+    maps = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, maps)
+    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
+    for name, key in maps.items():
+        wanted = name.startswith(("lora_unet_", "lora_te_")) and isinstance(key, str)
+        weight = weights.get(key)
+        if wanted and weight is not None and weight.ndim == 2 and ("attn" in key):
+            lora[f"{name}.lora_up.weight"] = 0.2 * torch.randn(
+                weight.shape[0], 2, generator=generator
+            )
+            lora[f"{name}.lora_down.weight"] = 0.2 * torch.randn(
+                2, weight.shape[1], generator=generator
+            )
+    assert any("lora_unet" in name for name in lora) and any("lora_te" in name for name in lora)
+    return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+
+
+def test_gradients_agree_with_finite_differences_in_float64(mini_checkpoint):
+    """The U-Net and the losses are in float64; ComfyUI's text encoder always works in float32."""
+    with torch.inference_mode(False):
+        model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(
+            mini_checkpoint, embedding_directory=None
+        )
+    model.model.double()
+    clip.cond_stage_model.double()
+    with torch.inference_mode(False), torch.enable_grad():
+        predict = predictor(model, clip)
+        predict.dtype = torch.float64
+        keys, values = vectors()
+        modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
+        with differentiable(*modules):
+            total_loss(predict(keys, values, BATCH)).backward()
+            generator = torch.Generator().manual_seed(1)
+            for part, other in ((keys, values), (values, keys)):
+                stage = 1  # timestep 300 of 5 stages
+                direction = torch.randn(part["l"][stage].shape, generator=generator)
+                step = 2e-3
+                losses = []
+                for sign in (1, -1):
+                    moved = {"l": part["l"].detach().clone()}
+                    moved["l"][stage] += sign * step * direction
+                    pair = (moved, other) if part is keys else (other, moved)
+                    with torch.no_grad():
+                        losses.append(total_loss(predict(*pair, BATCH)).item())
+                measured = (losses[0] - losses[1]) / (2 * step)
+                expected = (part["l"].grad[stage] * direction).sum().item()
+                assert measured == pytest.approx(expected, rel=2e-2, abs=1e-6)
+                others = [s for s in range(5) if s != stage]
+                assert part["l"].grad[others].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_give_the_same_gradient(tmp_path, dtype):
+    path = tmp_path / "half.safetensors"
+    random_checkpoint.save(path, dtype)
+    half = {"model_options": {"dtype": dtype}}
+    exact = gradients(*load(path, model_options={"dtype": torch.float32})[:2])
+    model, clip, _ = load(path, **half)
+    assert next(model.model.diffusion_model.parameters()).dtype == dtype
+    for compute in ("fp32", {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]):
+        loss, *found = gradients(model, clip, compute)
+        for gradient, expected in zip(found, exact[1:], strict=True):
+            cosine = torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0)
+            assert cosine > (0.99 if dtype == torch.float16 else 0.97), compute
+
+
+def test_gradient_checkpointing_changes_nothing(mini_sd):
+    model, clip, _ = mini_sd
+    plain, saved = gradients(model, clip), gradients(model, clip, checkpointing=True)
+    assert plain[0] == saved[0]
+    for a, b in zip(plain[1:], saved[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_a_lora_reaches_the_gradient(mini_sd, model_and_clip_with_lora):
+    model, clip, _ = mini_sd
+    plain = gradients(model, clip)
+    lora = gradients(*model_and_clip_with_lora[:2])
+    assert abs(plain[0] - lora[0]) > 1e-4
+    assert not torch.allclose(plain[1], lora[1])
+
+
+def test_no_weight_is_saved_for_the_backward_pass(mini_sd):
+    model, clip, _ = mini_sd
+    with torch.inference_mode(False), torch.enable_grad():
+        predict = predictor(model, clip)
+        modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
+        shapes = {
+            tuple(p.shape) for module in modules for p in module.parameters() if p.ndim > 1
+        } | {tuple(p.shape)[::-1] for module in modules for p in module.parameters() if p.ndim == 2}
+        storages = {p.untyped_storage().data_ptr() for m in modules for p in m.parameters()}
+        saved = []
+        with (
+            differentiable(*modules),
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+        ):
+            total_loss(predict(*vectors(), BATCH)).backward()
+    assert saved
+    assert not [t for t in saved if t.untyped_storage().data_ptr() in storages]
+    assert not [tuple(t.shape) for t in saved if tuple(t.shape) in shapes]
+
+
+def test_maps_and_batches_line_up(mini_sd):
+    """Two samples in one batch are what they are alone, each at its own stage."""
+    model, clip, _ = mini_sd
+    with torch.inference_mode(False), torch.no_grad():
+        predict = predictor(model, clip)
+        keys, values = vectors(False)
+        both = predict(keys, values, Batch([0, 1], [0, 0], [100, 900], 5))
+        with differentiable():
+            for row, timestep in enumerate((100, 900)):
+                alone = Batch([row], [0], [timestep], 5)
+                target = both.target[row : row + 1]
+                again = predict(keys, values, alone)
+                if row == 0:
+                    torch.testing.assert_close(again.target, target)
+                    torch.testing.assert_close(again.output, both.output[:1], rtol=1e-3, atol=1e-4)
+        assert [layer.size for layer in both.layers].count((4, 4)) == 3
+        assert both.placeholder.sum(dim=1).tolist() == [1, 1]
+        for layer in both.layers:
+            torch.testing.assert_close(
+                layer.target.sum(dim=-1), torch.ones_like(layer.target.sum(dim=-1))
+            )
+
+
+def test_with_the_class_words_own_vectors_both_maps_are_equal(mini_sd):
+    model, clip, _ = mini_sd
+    with torch.inference_mode(False), torch.no_grad():
+        predict = predictor(model, clip)
+        from sefi_ide.sefi_core.comfyui.text import class_word_embedding
+
+        rows = class_word_embedding(clip, "person")["l"]
+        same = {"l": rows.expand(5, -1, -1)}
+        prediction = predict(same, same, BATCH)
+    assert prediction.layers
+    for layer in prediction.layers:
+        torch.testing.assert_close(layer.target, layer.reference, rtol=1e-4, atol=1e-6)
+
+
+# --- nothing is left behind -----------------------------------------------------------------
+
+
+def snapshot(*models):
+    return [
+        {name: t.detach().clone().reshape(-1) for name, t in model.state_dict().items()}
+        for model in models
+    ]
+
+
+def assert_untouched(before, *models):
+    for state, model in zip(before, models, strict=True):
+        after = model.state_dict()
+        assert state.keys() == after.keys()
+        for name, tensor in state.items():
+            # Byte by byte: a tensor that the checkpoint lacks is uninitialised and may hold NaN.
+            same = torch.equal(tensor.view(torch.uint8), after[name].reshape(-1).view(torch.uint8))
+            assert same, name
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None, name
+            # ComfyUI's own unused logit_scale is the one parameter that asks for a gradient.
+            assert not parameter.requires_grad or name.endswith("logit_scale"), name
+        for name, module in model.named_modules():
+            assert "forward" not in vars(module), name
+
+
+class Stop(Exception):
+    pass
+
+
+def run_training(model, clip, vae, on_step=None, **settings):
+    generator = torch.Generator().manual_seed(0)
+    photos = pair_photos([torch.rand(1, 80, 72, 3, generator=generator)], None)
+    chosen = TrainingSettings(**{"steps": 3, "resolution": SIDE, "preview_every": 2, **settings})
+    with torch.inference_mode():
+        return train_identity(model, clip, vae, photos, "anna", "person", chosen, on_step=on_step)
+
+
+@pytest.mark.parametrize("ending", ["end", "exception", "cancel", "unload"])
+def test_training_leaves_the_models_as_they_were(model_and_clip_with_lora, ending):
+    model, clip, vae = model_and_clip_with_lora
+    modules = model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model
+    comfy.model_management.unload_all_models()
+    before = snapshot(*modules)
+    patches = len(model.patches), len(clip.patcher.patches)
+
+    def on_step(step):
+        if step.number == 2:
+            if ending == "exception":
+                raise Stop
+            if ending == "cancel":  # noticed by the first layer of the next step
+                comfy.model_management.interrupt_current_processing()
+            if ending == "unload":
+                comfy.model_management.unload_all_models()
+
+    if ending == "exception":
+        with pytest.raises(Stop):
+            run_training(model, clip, vae, on_step)
+    elif ending == "cancel":
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            run_training(model, clip, vae, on_step)
+    else:
+        run_training(model, clip, vae, on_step)
+    comfy.model_management.unload_all_models()
+    assert_untouched(before, *modules)
+    assert (len(model.patches), len(clip.patcher.patches)) == patches
+    assert not model.model_options["transformer_options"]
+
+
+def test_an_unload_in_mid_training_changes_nothing(model_and_clip_with_lora):
+    model, clip, vae = model_and_clip_with_lora
+    plain = run_training(model, clip, vae)
+    unloaded = run_training(
+        model, clip, vae, lambda step: comfy.model_management.unload_all_models()
+    )
+    for part in ("keys", "values"):
+        torch.testing.assert_close(getattr(plain.identity, part), getattr(unloaded.identity, part))

@@ -1,0 +1,105 @@
+"""Both parametrisations begin at the start vectors and can be trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sefi_ide.sefi_core.parametrisation import PARAMETRISATIONS, build_parametrisation
+
+STAGES, VECTORS = 3, 2
+WIDTHS = {"g": 80, "l": 64}
+
+
+def start_vectors(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        {
+            encoder: torch.randn(STAGES, VECTORS, width, generator=generator)
+            for encoder, width in WIDTHS.items()
+        }
+        for _ in range(2)
+    )
+
+
+def loss_of(parameters: torch.nn.Module, role: int, stage: int) -> torch.Tensor:
+    return parameters()[role]["l"][stage].square().sum()
+
+
+@pytest.fixture(params=PARAMETRISATIONS)
+def kind(request) -> str:
+    return request.param
+
+
+def test_training_begins_at_the_start_vectors(kind):
+    start = start_vectors()
+    for made, given in zip(build_parametrisation(kind, *start, seed=1)(), start, strict=True):
+        assert made.keys() == given.keys()
+        for encoder in given:
+            for stage in range(STAGES):
+                assert torch.equal(made[encoder][stage], given[encoder][stage])
+
+
+def test_every_stage_role_and_encoder_can_be_learned(kind):
+    """From one start, 2 * STAGES different targets for each encoder are reached."""
+    word = {encoder: torch.ones(STAGES, VECTORS, width) for encoder, width in WIDTHS.items()}
+    targets = start_vectors(seed=5)
+    parameters = build_parametrisation(kind, word, word, seed=1)
+    optimizer = torch.optim.AdamW(parameters.parameters(), 3e-3 if kind != "direct" else 5e-2)
+
+    def error() -> torch.Tensor:
+        return sum(
+            (torch.stack(list(made[encoder])) - target[encoder]).square().mean()
+            for made, target in zip(parameters(), targets, strict=True)
+            for encoder in WIDTHS
+        )
+
+    before = error().item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        error().backward()
+        optimizer.step()
+    assert error().item() < 0.05 * before
+
+
+def test_the_start_vectors_are_copied(kind):
+    start = start_vectors()
+    parameters = build_parametrisation(kind, *start, seed=1)
+    start[0]["l"].zero_()
+    assert parameters()[0]["l"][0].abs().sum() > 0
+
+
+def test_the_seed_decides_and_the_global_state_does_not(kind):
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        parameters = build_parametrisation(kind, *start_vectors(), seed=7)
+        assert torch.equal(before, torch.get_rng_state())
+        states.append(parameters.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_direct_vectors_are_independent():
+    parameters = build_parametrisation("direct", *start_vectors(), seed=0)
+    before = [[rows.clone() for rows in made["l"]] for made in parameters()]
+    optimizer = torch.optim.AdamW(parameters.parameters(), 0.1, weight_decay=0.0)
+    loss_of(parameters, role=0, stage=1).backward()
+    optimizer.step()
+    after = [made["l"] for made in parameters()]
+    for role in range(2):
+        for stage in range(STAGES):
+            moved = not torch.equal(before[role][stage], after[role][stage])
+            assert moved == ((role, stage) == (0, 1))
+
+
+def test_the_self_attention_block_shares_what_it_learns():
+    """A step for one vector moves the others too: that is what the block is for."""
+    parameters = build_parametrisation("self-attention", *start_vectors(), seed=0)
+    optimizer = torch.optim.AdamW(parameters.parameters(), 1e-2)
+    before = [made["l"].detach().clone() for made in parameters()]
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(parameters, role=0, stage=1).backward()
+        optimizer.step()
+    for made, previous in zip(parameters(), before, strict=True):
+        assert all(not torch.equal(made["l"][stage], previous[stage]) for stage in range(STAGES))

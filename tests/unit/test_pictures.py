@@ -1,0 +1,116 @@
+"""Photos of any size become square training pictures with the face in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.pictures import pair_photos, training_pictures
+
+
+def photo_with_face(
+    height: int, width: int, top: int, left: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """IMAGE and MASK of a black photo with a white square face."""
+    mask = torch.zeros(1, height, width)
+    mask[:, top : top + size, left : left + size] = 1
+    return mask[..., None].expand(-1, -1, -1, 3).clone(), mask
+
+
+def made(images, masks=None, resolution=128, flip=False, crops=1, seed=0):
+    return training_pictures(pair_photos(images, masks), resolution, flip, crops, seed)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"),
+    [(300, 900, 40, 780), (900, 300, 820, 10), (400, 400, 0, 0), (130, 128, 50, 50)],
+)
+def test_the_face_is_in_the_picture_wherever_it_was(height, width, top, left):
+    picture, mask = photo_with_face(height, width, top, left, 60)
+    pictures, masks = made([picture], [mask])
+    assert pictures.shape == (1, 128, 128, 3) and masks.shape == (1, 1, 128, 128)
+    # Picture and mask are cut alike, and the face is whole: it keeps its square shape.
+    torch.testing.assert_close(pictures[..., 0], masks[:, 0])
+    rows, columns = (masks[0, 0].amax(axis) > 0.5 for axis in (1, 0))
+    assert abs(int(rows.sum()) - int(columns.sum())) <= 1
+    assert rows.sum() >= 128 * 60 / min(height, width) - 1
+
+
+def test_without_a_mask_the_middle_is_used():
+    picture = torch.zeros(1, 100, 300, 3)
+    picture[:, :, 100:200] = 1
+    pictures, masks = made([picture])
+    assert masks is None
+    assert pictures.min() > 0.99
+
+
+def test_values_stay_in_range_and_alpha_is_unused():
+    checker = (torch.arange(64)[:, None] + torch.arange(64)).remainder(2).float()
+    image = torch.stack([checker, checker, checker, torch.zeros(64, 64)], dim=-1)[None]
+    pictures, _ = made([image], resolution=192)
+    assert pictures.shape == (1, 192, 192, 3)
+    assert pictures.min() >= 0 and pictures.max() <= 1 and pictures.max() > 0.9
+
+
+def test_batches_and_lists_of_different_sizes():
+    images = [torch.rand(2, 90, 64, 3), torch.rand(1, 300, 500, 3)]
+    assert made(images)[0].shape == (3, 128, 128, 3)
+    assert [p.picture.shape[:2] for p in pair_photos(images, None)] == [(90, 64)] * 2 + [(300, 500)]
+
+
+def test_flip_and_crops_make_variants_of_picture_and_mask_together():
+    picture, mask = photo_with_face(128, 128, 20, 10, 40)
+    pictures, masks = made([picture], [mask], flip=True, crops=3)
+    assert len(pictures) == len(masks) == 6
+    torch.testing.assert_close(pictures[..., 0], masks[:, 0])
+    assert torch.equal(pictures[1], pictures[0].flip(1))
+    variants = {tuple(map(float, one.sum((0, 1)))) for one in pictures}
+    assert len(variants) >= 2
+    assert (masks.sum((1, 2, 3)) > 0.5 * 40 * 40).all()
+
+
+def test_crops_come_from_the_seed_alone():
+    image = torch.rand(1, 96, 96, 3)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, again, other = (made([image], crops=3, seed=seed)[0] for seed in (5, 5, 6))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first, again)
+    assert torch.equal(first[0], other[0]) and not torch.equal(first[1:], other[1:])
+
+
+def test_the_inputs_are_left_alone_and_inference_tensors_are_fine():
+    with torch.inference_mode():
+        image, mask = torch.rand(1, 70, 64, 3) * 3 - 1, torch.rand(1, 70, 64)
+    before = image.clone(), mask.clone()
+    pictures, masks = made([image], [mask])
+    assert not pictures.is_inference() and not masks.is_inference()
+    assert torch.equal(image, before[0]) and torch.equal(mask, before[1])
+
+
+def test_a_mask_of_two_dimensions_is_one_mask():
+    assert made([torch.rand(1, 64, 64, 3)], [torch.ones(64, 64)])[1].shape == (1, 1, 128, 128)
+
+
+NAN = torch.full((1, 64, 64, 3), 0.5)
+NAN[0, 3, 3, 1] = float("nan")
+IMAGE = torch.rand(1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "said"),
+    [
+        ([NAN], None, "NaN"),
+        ([IMAGE, IMAGE / 0], None, "picture 2"),
+        ([], None, "photo"),
+        ([IMAGE[:0]], None, "photo"),
+        ([IMAGE], [torch.zeros(1, 64, 64)], "empty"),
+        ([IMAGE], [torch.full((1, 64, 64), float("nan"))], "mask"),
+        ([IMAGE], [torch.ones(1, 32, 48)], "48 x 32.*64 x 64.*SeFi Face Mask"),
+        ([IMAGE, IMAGE], [torch.ones(3, 64, 64)], "3 masks for 2 photos"),
+    ],
+)
+def test_bad_photos_and_masks_are_refused_in_one_sentence(images, masks, said):
+    with pytest.raises(SeFiError, match=said) as error:
+        pair_photos(images, masks)
+    assert "\n" not in str(error.value)

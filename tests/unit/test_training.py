@@ -1,0 +1,252 @@
+"""The optimisation loop on a toy model whose best vectors are known."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.losses import MapPair
+from sefi_ide.sefi_core.parametrisation import build_parametrisation
+from sefi_ide.sefi_core.stages import stage_of_timestep
+from sefi_ide.sefi_core.training import Prediction, TrainingSettings, optimise, smoothed
+
+WIDTH, STAGES = 4, 5
+
+
+class Toy:
+    """A model whose output is the stage's K vector minus its V vector, over four pixels.
+
+    The target is ``goals[stage]``; ``attention`` is the height of a difference between two maps.
+    """
+
+    samples = 3
+
+    def __init__(self, stages: int = STAGES, attention: float = 0.0, snr: float = 1.0) -> None:
+        self.stages, self.attention, self.snr = stages, attention, snr
+        self.goals = torch.randn(stages, WIDTH, generator=torch.Generator().manual_seed(9))
+        self.batches: list = []
+        self.calls = 0
+
+    def __call__(self, keys, values, batch) -> Prediction:
+        self.calls += 1
+        self.batches.append(batch)
+        stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
+        rows = torch.stack([keys["l"][s][0] - values["l"][s][0] for s in stages])
+        target = torch.stack([self.goals[s] for s in stages])
+        maps = torch.zeros(len(stages), 1, 1, 1) + self.attention
+        return self._prediction(rows[..., None, None], target[..., None, None], maps)
+
+    def _prediction(self, output, target, maps) -> Prediction:
+        return Prediction(
+            output=output,
+            target=target,
+            layers=[MapPair(maps, torch.zeros_like(maps), (1, 1))],
+            placeholder=torch.ones(len(output), 1, dtype=torch.bool),
+            face=None,
+            gain=torch.full((len(output),), self.snr**-0.5),  # as of noise
+            signal_to_noise=torch.full((len(output),), self.snr),
+        )
+
+
+def start(stages: int = STAGES):
+    zeros = {"l": torch.zeros(stages, 1, WIDTH)}
+    return build_parametrisation("direct", zeros, zeros, 0)
+
+
+def settings(**changes) -> TrainingSettings:
+    defaults = {"steps": 5, "schedule": "constant", "learning_rate": 0.05, "attention_weight": 0.0}
+    return TrainingSettings(**{**defaults, **changes})
+
+
+def learned(parameters) -> torch.Tensor:
+    keys, values = parameters()
+    return torch.stack(
+        [(keys["l"][s][0] - values["l"][s][0]).detach() for s in range(len(keys["l"]))]
+    )
+
+
+def test_every_stage_learns_its_own_goal():
+    toy, parameters = Toy(), start()
+    history = optimise(parameters, toy, settings(steps=400))
+    torch.testing.assert_close(learned(parameters), toy.goals, atol=0.05, rtol=0)
+    assert history[-1].loss < 0.01 * history[0].loss
+    assert [step.number for step in history] == list(range(1, 401))
+
+
+def test_the_same_seed_gives_the_same_vectors_and_leaves_the_global_random_state_alone():
+    results = []
+    for global_seed, seed in ((1, 7), (2, 7), (1, 8)):
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        parameters = start()
+        optimise(parameters, Toy(), settings(steps=12, seed=seed))
+        assert torch.equal(state, torch.get_rng_state())
+        results.append(learned(parameters))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_the_largest_seed_of_the_node_is_a_seed():
+    optimise(start(), Toy(), settings(steps=1, seed=0xFFFFFFFFFFFFFFFF))
+
+
+def test_draws_cover_all_timesteps_samples_and_templates():
+    toy = Toy()
+    optimise(start(), toy, settings(steps=250, batch_size=4, templates=("a <name>", "the <name>")))
+    timesteps = [t for batch in toy.batches for t in batch.timesteps]
+    assert len(timesteps) == 1000
+    assert min(timesteps) < 10 and max(timesteps) > 989 and max(timesteps) < 1000
+    stages = Counter(stage_of_timestep(t, STAGES) for t in timesteps)
+    assert all(150 < stages[s] < 250 for s in range(STAGES))
+    assert {i for batch in toy.batches for i in batch.samples} == set(range(toy.samples))
+    assert {i for batch in toy.batches for i in batch.templates} == {0, 1}
+    assert len({batch.noise_seed for batch in toy.batches}) == 250
+
+
+def test_the_attention_loss_is_weighed_by_lambda():
+    step = optimise(start(), Toy(attention=0.5), settings(steps=1, attention_weight=0.003))[0]
+    assert step.attention == pytest.approx(0.25 * 32 * 32)
+    assert step.loss == pytest.approx(step.noise + 0.003 * step.attention)
+    step = optimise(start(), Toy(attention=0.5), settings(steps=1, attention_weight=0.0))[0]
+    assert step.loss == step.noise
+
+
+def test_min_snr_caps_the_weight_of_clean_pictures():
+    plain = optimise(start(), Toy(snr=20.0), settings(steps=1))[0].noise
+    capped = optimise(start(), Toy(snr=20.0), settings(steps=1, snr_gamma=5.0))[0].noise
+    noisy = optimise(start(), Toy(snr=0.5), settings(steps=1, snr_gamma=5.0))[0].noise
+    assert capped == pytest.approx(plain * 5 / 20)
+    assert noisy == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_schedules_end_at_a_rate_of_nothing(schedule):
+    pytest.importorskip("diffusers")
+    parameters, rows = start(stages=1), []
+    toy = Toy(stages=1)
+    toy.goals += 100  # far away: every step is as long as the learning rate
+    optimise(
+        parameters,
+        toy,
+        settings(steps=60, stages=1, schedule=schedule),
+        lambda step: rows.append(learned(parameters)),
+    )
+    lengths = [(b - a).norm().item() for a, b in zip(rows, rows[1:], strict=False)]
+    assert lengths[-1] < 0.1 * max(lengths)
+    assert max(lengths[:20]) == max(lengths)
+
+
+def test_without_diffusers_the_constant_schedule_works_and_others_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers.optimization", None)
+    optimise(start(), Toy(), settings(steps=1))
+    with pytest.raises(SeFiError, match="diffusers"):
+        optimise(start(), Toy(), settings(steps=1, schedule="cosine"))
+
+
+def test_on_step_may_stop_and_the_finished_steps_stay():
+    class Stop(Exception):
+        pass
+
+    def stop_at_three(step):
+        if step.number == 3:
+            raise Stop
+
+    stopped, whole, toy = start(), start(), Toy()
+    with pytest.raises(Stop):
+        optimise(stopped, toy, settings(steps=10), stop_at_three)
+    optimise(whole, Toy(), settings(steps=3))
+    assert toy.calls == 3
+    assert torch.equal(learned(stopped), learned(whole))
+
+
+def test_a_loss_that_is_no_number_stops_with_a_remedy():
+    class Broken(Toy):
+        def _prediction(self, output, target, maps):
+            return super()._prediction(output * float("nan"), target, maps)
+
+    parameters = start()
+    with pytest.raises(SeFiError, match="step 1.*learning_rate"):
+        optimise(parameters, Broken(), settings())
+    assert torch.equal(learned(parameters), torch.zeros(STAGES, WIDTH))
+
+
+class Half(Toy):
+    """Gradients that pass through half precision: they vanish without a loss scale."""
+
+    gain = 1e-8
+
+    def _prediction(self, output, target, maps):
+        class ThroughHalf(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return ((gradient * Half.gain).half() / Half.gain).float()
+
+        return super()._prediction(ThroughHalf.apply(output), target, maps)
+
+
+def test_the_loss_scale_saves_small_gradients_and_changes_no_step():
+    exact, lost, scaled = start(), start(), start()
+    optimise(exact, Toy(), settings())
+    optimise(lost, Half(), settings())
+    optimise(scaled, Half(), settings(), loss_scale=2.0**16)
+    torch.testing.assert_close(learned(scaled), learned(exact), rtol=1e-2, atol=1e-4)
+    assert (learned(lost) - learned(exact)).abs().max() > 1e-2
+
+
+def test_an_overflow_halves_the_scale_and_repeats_the_step():
+    toy, parameters, exact = Half(), start(), start()
+    history = optimise(parameters, toy, settings(), loss_scale=2.0**50)
+    optimise(exact, Toy(), settings())
+    assert toy.calls > 5 and len(history) == 5
+    assert len({batch.noise_seed for batch in toy.batches}) == 5  # repeated, not skipped
+    torch.testing.assert_close(learned(parameters), learned(exact), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": -3}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"stages": 0}, "stages"),
+        ({"stages": 1001}, "stages"),
+        ({"vectors": 0}, "vectors"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"attention_weight": -1.0}, "attention_weight"),
+        ({"attention_weight": float("inf")}, "attention_weight"),
+        ({"background_weight": -0.1}, "background_weight"),
+        ({"schedule": "sometimes"}, "schedule"),
+        ({"attention_target": "nose"}, "attention_target"),
+        ({"attention_tokens": "none"}, "attention_tokens"),
+        ({"parametrisation": "magic"}, "parametrisation"),
+        ({"dtype": "int4"}, "dtype"),
+        ({"templates": ()}, "templates"),
+        ({"resolution": 32}, "resolution"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(change, said):
+    with pytest.raises(SeFiError, match=said):
+        settings(**change)
+
+
+def test_settings_can_be_stored_as_json():
+    import json
+
+    stored = json.loads(json.dumps(TrainingSettings().as_json()))
+    assert stored["steps"] == TrainingSettings().steps
+    assert TrainingSettings(**{**stored, "templates": tuple(stored["templates"])}) == (
+        TrainingSettings()
+    )
+
+
+def test_smoothing_is_a_running_mean():
+    assert smoothed([4.0, 0.0, 2.0, 6.0], width=2) == [4.0, 2.0, 1.0, 4.0]
+    assert smoothed([]) == []
