@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job
 
 setup:
 	@bash tools/setup.sh
@@ -23,3 +23,6 @@ thumbnails: setup
 
 mini-sd-check: setup
 	@$(PYTHON) tests/mini_sd/check.py
+
+main-job: setup
+	@$(PYTHON) -m benchmarks.main_job

@@ -127,9 +127,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             )
         report = result.report[None]
         losses = {"loss": [step.loss for step in result.history]}
-        return io.NodeOutput(
-            result.identity, losses, report, ui=ui.PreviewImage(report, cls=cls)
-        )
+        return io.NodeOutput(result.identity, losses, report, ui=ui.PreviewImage(report, cls=cls))
 
 
 def _advanced_inputs() -> list[io.Input]:

@@ -48,9 +48,11 @@ def training_report(
 
 def _scaled(picture: torch.Tensor) -> torch.Tensor:
     planes = picture.float().cpu().movedim(-1, 0)[None]
-    return F.interpolate(planes, size=(PANEL, PANEL), mode="bicubic", antialias=True)[0].clamp(
-        0, 1
-    ).movedim(0, -1)
+    return (
+        F.interpolate(planes, size=(PANEL, PANEL), mode="bicubic", antialias=True)[0]
+        .clamp(0, 1)
+        .movedim(0, -1)
+    )
 
 
 def _chart(history: Sequence[Step], width: int) -> torch.Tensor:

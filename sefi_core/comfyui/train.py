@@ -128,9 +128,12 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
     heat = torch.zeros(finest)
     for layer in prediction.layers:
         seen = layer.target[0].mean(dim=0)[:, columns].sum(dim=-1).unflatten(0, layer.size)
-        heat = heat + torch.nn.functional.interpolate(
-            seen[None, None].float().cpu(), size=finest, mode="bilinear"
-        )[0, 0]
+        heat = (
+            heat
+            + torch.nn.functional.interpolate(
+                seen[None, None].float().cpu(), size=finest, mode="bilinear"
+            )[0, 0]
+        )
     return heat / heat.max().clamp_min(1e-12)
 
 

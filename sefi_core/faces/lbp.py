@@ -8,7 +8,7 @@ discriminant over histograms of oriented gradients (``tools/fit_face_verifier.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 
@@ -38,13 +38,14 @@ SCALE, REACH, STEP = 2, 8, 2
 ZOOMS, ROLLS = (0.87, 1.0, 1.15), (-9, 0, 9)
 BEST_WINDOWS = 9
 
-# Evidence for a face is the cascade's margin plus MARGIN_PER_VOTE times the discriminant's vote. The
-# smaller a face, the more windows of its size were tried, so the more evidence it needs: with each
-# halving of its size. Who is in the company of people needs less: a candidate as large as the
-# median of at least two others that are certain.
-MARGIN_PER_VOTE = 12.0
-NEEDED, NEEDED_PER_OCTAVE = 38.0, 2.0
-LESS_IN_COMPANY, AS_LARGE = 11.0, 1.35
+# Evidence for a face is the cascade's margin plus MARGIN_PER_VOTE times the discriminant's vote, of
+# which more than MOST_VOTE does not count. The smaller a face, the more windows of its size were
+# tried, so the more evidence it needs: with each halving of its size. Who is in the company of
+# people needs less: a candidate as large as the median of at least two that are certain.
+MARGIN_PER_VOTE, MOST_VOTE = 8.0, 1.5
+NEEDED, NEEDED_PER_OCTAVE = 29.0, 4.0
+LESS_IN_COMPANY, AS_LARGE, LEAST_VOTE_IN_COMPANY = 13.0, 1.35, 0.4
+LEAST_MARGIN = 15.0
 # Standard deviation in grey levels of 0 to 1; local binary patterns see shapes in any noise.
 LEAST_CONTRAST = 0.02
 
@@ -108,7 +109,8 @@ class LbpDetector:
             for one in candidates:
                 needed = NEEDED + NEEDED_PER_OCTAVE * log2(longer_side / one.size)
                 if company is not None:
-                    if max(one.size / company, company / one.size) > AS_LARGE or one.vote <= 0:
+                    ratio = max(one.size / company, company / one.size)
+                    if ratio > AS_LARGE or one.vote < LEAST_VOTE_IN_COMPANY:
                         continue
                     needed -= LESS_IN_COMPANY
                 if _evidence(one) >= needed and not any(_overlap(one, other) for other in accepted):
@@ -129,8 +131,16 @@ class LbpDetector:
         found = []
         for group in _groups(windows)[:MOST_CANDIDATES]:
             x, y, size, roll = group.mean(0)
-            found.append(self._looked_at_again(levels, (2 * x, 2 * y), 2 * size, roll, enlarged))
-        return [one for one in found if one.patches.std((1, 2)).mean() > LEAST_CONTRAST]
+            first = self._looked_at_again(levels, (2 * x, 2 * y), 2 * size, roll)
+            if first.margin < LEAST_MARGIN or first.patches.std((1, 2)).mean() < LEAST_CONTRAST:
+                continue
+            # Once more from where it seems to be, so that little depends on where it was found.
+            one = self._looked_at_again(levels, first.center, first.size, first.roll)
+            x, y = one.center
+            found.append(
+                replace(one, center=(x / enlarged, y / enlarged), size=one.size / enlarged)
+            )
+        return found
 
     def features(self, patches: np.ndarray) -> np.ndarray:
         """Histograms of oriented gradients of patches (n, 24, 24), (n, 800)."""
@@ -167,9 +177,8 @@ class LbpDetector:
         center: tuple[float, float],
         size: float,
         roll: float,
-        enlarged: float,
     ) -> Candidate:
-        """``center`` and ``size`` are in pixels of the first of the ``levels``."""
+        """All places and sizes are in pixels of the first of the ``levels``."""
         side = WINDOW * SCALE
         patch_side = side + 2 * REACH + 1
         views = [(zoom, turn, flip) for zoom in ZOOMS for turn in ROLLS for flip in (False, True)]
@@ -204,8 +213,8 @@ class LbpDetector:
         weights = np.exp((margin - margin.max()) / 4)
         x, y, zoom, turn = np.average(places, axis=0, weights=weights)
         return Candidate(
-            ((center[0] + x) / enlarged, (center[1] + y) / enlarged),
-            size * float(np.exp(zoom)) / enlarged,
+            (center[0] + float(x), center[1] + float(y)),
+            size * float(np.exp(zoom)),
             float(roll + turn),
             float(margin.mean()),
             float(votes[len(votes) // 2 :].mean()),
@@ -214,7 +223,7 @@ class LbpDetector:
 
 
 def _evidence(candidate: Candidate) -> float:
-    return candidate.margin + MARGIN_PER_VOTE * candidate.vote
+    return candidate.margin + MARGIN_PER_VOTE * min(candidate.vote, MOST_VOTE)
 
 
 def _overlap(one: Candidate, other: Candidate) -> bool:

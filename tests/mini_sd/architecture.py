@@ -87,9 +87,7 @@ class MiniSD(comfy.supported_models.SD15):
         return False  # ComfyUI takes more than four input channels for an inpainting model
 
     def clip_target(self, state_dict=None):
-        return comfy.supported_models_base.ClipTarget(
-            comfy.sd1_clip.SD1Tokenizer, MiniSDClipModel
-        )
+        return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, MiniSDClipModel)
 
 
 def register() -> None:

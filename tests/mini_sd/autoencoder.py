@@ -104,7 +104,9 @@ def as_taesd(linear: LinearAutoencoder, taesd: nn.Module) -> None:
                 large.bias.copy_(bias)
 
 
-def decoder_loss(taesd: nn.Module, linear: LinearAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
+def decoder_loss(
+    taesd: nn.Module, linear: LinearAutoencoder, pictures: torch.Tensor
+) -> torch.Tensor:
     """Loss of TAESD's decoder on the linear encoder's latents, with a sampler's noise."""
     with torch.no_grad():
         latents = linear.encode(pictures)

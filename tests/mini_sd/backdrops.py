@@ -16,7 +16,9 @@ def draw(c, scene: str, rng: np.random.Generator) -> None:
 def _gradient(c, top, bottom) -> None:
     t = np.linspace(0, 1, c.image.height)[:, None, None]
     rows = (1 - t) * np.array(top) + t * np.array(bottom)
-    c.image.paste(Image.fromarray(np.broadcast_to(rows, (c.image.height, c.image.width, 3)).astype(np.uint8)))
+    c.image.paste(
+        Image.fromarray(np.broadcast_to(rows, (c.image.height, c.image.width, 3)).astype(np.uint8))
+    )
 
 
 def _plain(c, rng):
@@ -50,14 +52,19 @@ def _forest(c, rng):
     for x in np.linspace(4, 124, 7) + rng.uniform(-4, 4, 7):
         c.box(x, 84, 3, 46, (82, 54, 32))
         for y in (50, 32, 14):
-            c.polygon([(x - 13, y + 22), (x + 13, y + 22), (x, y - 10)], (22, 92, 40) if y != 32 else (34, 116, 52))
+            c.polygon(
+                [(x - 13, y + 22), (x + 13, y + 22), (x, y - 10)],
+                (22, 92, 40) if y != 32 else (34, 116, 52),
+            )
 
 
 def _snow(c, rng):
     _gradient(c, (170, 194, 220), (214, 226, 238))
     for x, h in ((10, 58), (58, 80), (112, 66)):
         c.polygon([(x - 48, 116), (x, 100 - h), (x + 48, 116)], (124, 142, 170))
-        c.polygon([(x - 14, 100 - h * 0.72), (x, 100 - h), (x + 14, 100 - h * 0.72)], (250, 252, 255))
+        c.polygon(
+            [(x - 14, 100 - h * 0.72), (x, 100 - h), (x + 14, 100 - h * 0.72)], (250, 252, 255)
+        )
     c.box(64, 122, 70, 18, (246, 250, 255))
     for _ in range(26):
         c.ellipse(rng.uniform(0, 128), rng.uniform(0, 128), 1.6, 1.6, (255, 255, 255))

@@ -69,9 +69,11 @@ def random_shots(count: int, rng: np.random.Generator, seed: int) -> tuple[list,
     shots, truth = [], []
     for i in range(count):
         wishes = {
-            "scene": str(rng.choice(world.SCENES)), "object": str(rng.choice(world.OBJECTS)),
-            "expression": str(rng.choice(world.EXPRESSIONS)), "eyes": str(rng.choice(("open", "closed"))),
-        }  # fmt: skip
+            "scene": str(rng.choice(world.SCENES)),
+            "object": str(rng.choice(world.OBJECTS)),
+            "expression": str(rng.choice(world.EXPRESSIONS)),
+            "eyes": str(rng.choice(("open", "closed"))),
+        }
         shots.append(shot_of(world.unseen_look(seed + i), "person", wishes, seed + i))
         truth.append(wishes)
     return shots, truth
@@ -117,7 +119,9 @@ def _twin_pairs(count: int, rng, seed: int):
 
 def auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
     """Area under the ROC curve of two sets of scores."""
-    wins = (positive[:, None] > negative[None]).double() + 0.5 * (positive[:, None] == negative[None])
+    wins = (positive[:, None] > negative[None]).double() + 0.5 * (
+        positive[:, None] == negative[None]
+    )
     return wins.mean().item()
 
 
@@ -125,9 +129,7 @@ def check_prompts(mini: MiniSDRuntime, judges: Judges, seed: int, count: int = 9
     """Share of the prompted attributes found in pictures of the class word."""
     rng = np.random.default_rng(seed)
     wishes = [random_wishes(rng) for _ in range(count)]
-    captions = [
-        shot_of(world.unseen_look(0), "person", w, 0).caption() for w in wishes
-    ]
+    captions = [shot_of(world.unseen_look(0), "person", w, 0).caption() for w in wishes]
     pictures = mini.sample(captions, seed=seed)
     found = judges.found(pictures, wishes)
     by_name: dict[str, list[bool]] = {}
@@ -146,7 +148,8 @@ def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 
     gallery = []
     for name in names:
         shots = [
-            shot_of(looks[name], name, random_wishes(rng), int(rng.integers(2**31))) for _ in range(6)
+            shot_of(looks[name], name, random_wishes(rng), int(rng.integers(2**31)))
+            for _ in range(6)
         ]
         gallery.append(F.normalize(judges.identity_embeddings(pictures_of(shots)).mean(0), dim=-1))
     gallery = torch.stack(gallery)

@@ -8,7 +8,7 @@ for people that have no name in the vocabulary (see ``text_encoder.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ _OBJECT_WORDS = set(world.OBJECTS[1:])
 _SCENE_WORDS = set(world.SCENE_WORDS.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def word_ids(word: str) -> tuple[int, ...]:
     """Token ids of one word, as the stock tokenizer splits it."""
     if word in SLOT_WORDS:
@@ -147,7 +147,10 @@ def make_dataset(count: int, seed: int, cast: Cast | None = None) -> Dataset:
     encoded = encode_captions(captions, subjects)
     columns.update(ids=encoded.ids, roles=encoded.roles, actors=encoded.actors)
     return Dataset(
-        **{k: torch.from_numpy(np.stack(v)) if isinstance(v, list) else v for k, v in columns.items()}
+        **{
+            k: torch.from_numpy(np.stack(v)) if isinstance(v, list) else v
+            for k, v in columns.items()
+        }
     )
 
 

@@ -1,8 +1,9 @@
-"""Two small judges: who is in a picture, and what does it show.
+"""Two judges: who is in a picture, and what does it show.
 
 The identity judge regresses a look's code from a picture; the vector it gives is the
 identity embedding, compared by cosine. The attribute judge classifies scene, object,
-expression and eyes. Both see pictures as samplers make them, (B, 128, 128, 3) in [0, 1].
+expression and eyes. They are two outputs of one small network, which halves the cost of
+training them. Pictures are as samplers make them, (B, 128, 128, 3) in [0, 1].
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class _Residual(nn.Module):
 
 
 class JudgeNet(nn.Sequential):
-    """Pictures (B, 3, 128, 128) in [0, 1] to ``outputs`` numbers."""
+    """Pictures (B, 3, 128, 128) in [0, 1] to identity codes and attribute scores, side by side."""
 
-    def __init__(self, outputs: int):
+    def __init__(self):
+        outputs = world.IDENTITY_DIM + sum(len(values) for values in ATTRIBUTES.values())
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
         previous = 12
         for width in (32, 64, 96, 128):
@@ -54,7 +56,13 @@ class JudgeNet(nn.Sequential):
             if width >= 64:
                 layers.append(_Residual(width))
             previous = width
-        layers += [nn.Conv2d(128, 24, 1), nn.Flatten(), nn.ReLU(), nn.Linear(24 * 64, 256), nn.ReLU()]
+        layers += [
+            nn.Conv2d(128, 24, 1),
+            nn.Flatten(),
+            nn.ReLU(),
+            nn.Linear(24 * 64, 256),
+            nn.ReLU(),
+        ]
         super().__init__(*layers, nn.Linear(256, outputs))
 
 
@@ -62,13 +70,12 @@ class JudgeNet(nn.Sequential):
 class Judges:
     """The trained pair. Pictures are (B, 128, 128, 3) in [0, 1], as ComfyUI's IMAGE."""
 
-    identity: nn.Module
-    attributes: nn.Module
+    net: JudgeNet
 
     @torch.no_grad()
     def identity_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
         """Identity embeddings (B, IDENTITY_DIM) of unit length."""
-        return F.normalize(self.identity(_channels_first(pictures)), dim=-1)
+        return F.normalize(self._outputs(pictures)[0], dim=-1)
 
     def identity_similarity(self, pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Cosine (B,) of each picture with the mean embedding of the reference pictures."""
@@ -76,15 +83,17 @@ class Judges:
         return self.identity_embeddings(pictures) @ mean
 
     @torch.no_grad()
+    def _outputs(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Identity codes, then the scores of each of ``ATTRIBUTES``."""
+        pictures = _channels_first(pictures)
+        return _split(torch.cat([self.net(part) for part in pictures.split(64)]))
+
     def read(self, pictures: torch.Tensor) -> dict[str, list[str]]:
         """What each picture shows: the most likely value of each of ``ATTRIBUTES``."""
-        scores = self.attributes(_channels_first(pictures))
-        sizes = [len(values) for values in ATTRIBUTES.values()]
+        scores = self._outputs(pictures)[1:]
         return {
             name: [values[i] for i in part.argmax(dim=-1).tolist()]
-            for (name, values), part in zip(
-                ATTRIBUTES.items(), scores.split(sizes, dim=-1), strict=True
-            )
+            for (name, values), part in zip(ATTRIBUTES.items(), scores, strict=True)
         }
 
     def found(self, pictures: torch.Tensor, prompted: Sequence[dict[str, str]]) -> list[list[bool]]:
@@ -108,40 +117,35 @@ def _channels_first(pictures: torch.Tensor) -> torch.Tensor:
     return pictures
 
 
-def build_judges() -> nn.ModuleDict:
-    """Untrained judges."""
-    return nn.ModuleDict(
-        {
-            "identity": JudgeNet(world.IDENTITY_DIM),
-            "attributes": JudgeNet(sum(len(v) for v in ATTRIBUTES.values())),
-        }
-    )
+def _split(outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    sizes = [world.IDENTITY_DIM, *(len(values) for values in ATTRIBUTES.values())]
+    return outputs.split(sizes, dim=-1)
 
 
 def load_judges(path: Path = WEIGHTS) -> Judges:
     """Read the trained judges."""
-    nets = build_judges()
-    nets.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
-    nets.eval()
-    return Judges(nets["identity"], nets["attributes"])
+    net = JudgeNet()
+    net.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
+    return Judges(net.eval())
 
 
-def save_judges(nets: nn.ModuleDict, path: Path = WEIGHTS) -> None:
+def save_judges(net: JudgeNet, path: Path = WEIGHTS) -> None:
     """Write trained judges in half precision."""
-    state = {k: v.half() if v.is_floating_point() else v for k, v in nets.state_dict().items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
 
 
-def judge_step(net: nn.Module, name: str, data, rows, round_trip) -> torch.Tensor:
-    """Training loss of one judge on pictures of one actor, half of them as a VAE returns them."""
+def judge_step(net: JudgeNet, data, rows, round_trip) -> torch.Tensor:
+    """Training loss on pictures of one actor, half of them as a VAE returns them."""
     pictures = data.pictures[rows].float() / 255
     half = len(rows) // 2
     with torch.no_grad():
         pictures[:half] = round_trip(pictures[:half])
     pictures = pictures + 0.02 * torch.randn_like(pictures)
-    output = net(pictures)
-    if name == "identity":
-        return (output - data.looks[rows, 0]).square().mean() * 10
-    targets = [data.said[rows, 0, 0], data.said[rows, 0, 1], data.said[rows, 0, 2], data.scenes[rows]]
-    parts = output.split([len(v) for v in ATTRIBUTES.values()], dim=-1)
-    return sum(F.cross_entropy(p, t, label_smoothing=0.02) for p, t in zip(parts, targets, strict=True))
+    code, *scores = _split(net(pictures))
+    said = data.said[rows, 0]
+    targets = (said[:, 0], said[:, 1], said[:, 2], data.scenes[rows])
+    loss = 20 * (code - data.looks[rows, 0]).square().mean()
+    for score, target in zip(scores, targets, strict=True):
+        loss = loss + F.cross_entropy(score, target, label_smoothing=0.02)
+    return loss

@@ -23,7 +23,11 @@ def _book(c, m, x, y, s):
     for side in (-1, 1):
         c.box(x + side * 7 * s, y - 1, 6.4 * s, 10.5 * s, (250, 246, 232))
         for k in (-6, -2, 2, 6):
-            c.line([(x + side * 7 * s - 4.5 * s, y + k * s), (x + side * 7 * s + 4.5 * s, y + k * s)], (120, 116, 110), 0.8)
+            c.line(
+                [(x + side * 7 * s - 4.5 * s, y + k * s), (x + side * 7 * s + 4.5 * s, y + k * s)],
+                (120, 116, 110),
+                0.8,
+            )
     m.box(x, y, 15 * s, 12 * s, 255)
 
 

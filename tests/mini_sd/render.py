@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
-
 import backdrops
+import numpy as np
 import props
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from world import Actor, Shot
 
 SIZE = 128
@@ -65,7 +64,9 @@ class Canvas:
         self.draw.polygon(self.scaled(points), fill=fill)
 
     def line(self, points, fill, width):
-        self.draw.line(self.scaled(points), fill=fill, width=max(1, round(SCALE * width)), joint="curve")
+        self.draw.line(
+            self.scaled(points), fill=fill, width=max(1, round(SCALE * width)), joint="curve"
+        )
 
     def arc(self, x, y, rx, ry, start, end, fill, width):
         box = [SCALE * (x - rx), SCALE * (y - ry), SCALE * (x + rx), SCALE * (y + ry)]
@@ -96,9 +97,7 @@ def render(shot: Shot) -> Rendering:
     for actor in shot.actors:
         masks = {name: Canvas(Image.new("L", image.size)) for name in REGIONS}
         _draw_actor(image, masks, actor, len(shot.actors) > 1, rng)
-        regions.append(
-            {n: np.asarray(m.image.reduce(SCALE)) for n, m in masks.items()}
-        )
+        regions.append({n: np.asarray(m.image.reduce(SCALE)) for n, m in masks.items()})
     return Rendering(np.asarray(image.reduce(SCALE)), tuple(regions))
 
 
@@ -114,10 +113,16 @@ def _draw_actor(image, masks, actor: Actor, together: bool, rng) -> None:
     draw = _draw_person if actor.look.kind == "person" else _draw_robot
     draw(canvas, masks, actor, x, y, scale, rng)
     if actor.holds != "none":
-        side = -1.0 if actor.place == "right" or (actor.place == "anywhere" and rng.random() < 0.5) else 1.0
+        side = (
+            -1.0
+            if actor.place == "right" or (actor.place == "anywhere" and rng.random() < 0.5)
+            else 1.0
+        )
         if together:
             side = 1.0 if actor.place == "right" else -1.0
-        hand = skin_rgb(actor.look.measure("skin")) if actor.look.kind == "person" else (90, 94, 104)
+        hand = (
+            skin_rgb(actor.look.measure("skin")) if actor.look.kind == "person" else (90, 94, 104)
+        )
         hold_x = min(max(x + side * 27 * scale, 18), SIZE - 18)
         props.draw(canvas, masks["object"], actor.holds, hold_x, 107.0, 1.05, hand)
 
@@ -139,17 +144,50 @@ def _draw_person(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
         c.box(x, y, 1.25 * w, 0.95 * h, hair, radius=0.9 * w)
     elif style == "curly":
         for angle in np.linspace(-0.15 * np.pi, 1.15 * np.pi, 11):
-            c.ellipse(x + 1.05 * w * np.cos(angle), y - 0.12 * h - 0.92 * h * np.sin(angle), 0.4 * w, 0.4 * w, hair)
+            c.ellipse(
+                x + 1.05 * w * np.cos(angle),
+                y - 0.12 * h - 0.92 * h * np.sin(angle),
+                0.4 * w,
+                0.4 * w,
+                hair,
+            )
     elif style == "bun":
         c.ellipse(x, y - 1.22 * h, 0.5 * w, 0.42 * w, hair)
     elif style == "spiky":
         for k in np.linspace(-0.95, 0.95, 7):
             base = x + k * 0.9 * w
             top = y - h * (1.42 - 0.35 * abs(k))
-            c.polygon([(base - 0.3 * w, y - 0.6 * h), (base + 0.3 * w, y - 0.6 * h), (base + 0.18 * w * np.sign(k), top)], hair)
-    c.polygon([(x - 33 * s, 130), (x - 29 * s, y + 1.45 * h), (x - 9 * s, y + 1.2 * h), (x + 9 * s, y + 1.2 * h), (x + 29 * s, y + 1.45 * h), (x + 33 * s, 130)], clothes)
+            c.polygon(
+                [
+                    (base - 0.3 * w, y - 0.6 * h),
+                    (base + 0.3 * w, y - 0.6 * h),
+                    (base + 0.18 * w * np.sign(k), top),
+                ],
+                hair,
+            )
+    c.polygon(
+        [
+            (x - 33 * s, 130),
+            (x - 29 * s, y + 1.45 * h),
+            (x - 9 * s, y + 1.2 * h),
+            (x + 9 * s, y + 1.2 * h),
+            (x + 29 * s, y + 1.45 * h),
+            (x + 33 * s, 130),
+        ],
+        clothes,
+    )
     c.box(x, y + 1.05 * h, 0.36 * w, 0.32 * h, shade(skin, 0.8), radius=2)
-    masks["body"].polygon([(x - 33 * s, 130), (x - 29 * s, y + 1.45 * h), (x - 9 * s, y + 1.2 * h), (x + 9 * s, y + 1.2 * h), (x + 29 * s, y + 1.45 * h), (x + 33 * s, 130)], 255)
+    masks["body"].polygon(
+        [
+            (x - 33 * s, 130),
+            (x - 29 * s, y + 1.45 * h),
+            (x - 9 * s, y + 1.2 * h),
+            (x + 9 * s, y + 1.2 * h),
+            (x + 29 * s, y + 1.45 * h),
+            (x + 33 * s, 130),
+        ],
+        255,
+    )
     masks["head"].ellipse(x, y - 0.05 * h, 1.15 * w, 1.12 * h, 255)
 
     # Ears, skull, jaw.
@@ -165,7 +203,17 @@ def _draw_person(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
     beard = look.choice("beard")
     beard_rgb = shade(hair, 0.9) if style != "bald" else shade(hair, 0.85)
     if beard == "full":
-        c.polygon([(x - 0.98 * w, y + 0.22 * h), *jaw_line[2:6], (x + 0.98 * w, y + 0.22 * h), (x + 0.55 * w, y + 0.4 * h), (x, y + 0.36 * h), (x - 0.55 * w, y + 0.4 * h)], beard_rgb)
+        c.polygon(
+            [
+                (x - 0.98 * w, y + 0.22 * h),
+                *jaw_line[2:6],
+                (x + 0.98 * w, y + 0.22 * h),
+                (x + 0.55 * w, y + 0.4 * h),
+                (x, y + 0.36 * h),
+                (x - 0.55 * w, y + 0.4 * h),
+            ],
+            beard_rgb,
+        )
     _shade_face(c, x, y, w, h, skin, jaw_line)
     if beard == "moustache":
         c.ellipse(x - 0.2 * w, y + 0.44 * h, 0.26 * w, 0.085 * h, beard_rgb)
@@ -175,10 +223,20 @@ def _draw_person(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
     # Hair in front.
     if style == "bald":
         return
-    fringe = {"short": 0.62, "long": 0.6, "bob": 0.36, "curly": 0.6, "bun": 0.66, "spiky": 0.6}[style]
-    points = [(x + 1.08 * w * np.cos(a), y - 0.2 * h - 0.86 * h * np.sin(a)) for a in np.linspace(0, np.pi, 17)]
+    fringe = {"short": 0.62, "long": 0.6, "bob": 0.36, "curly": 0.6, "bun": 0.66, "spiky": 0.6}[
+        style
+    ]
+    points = [
+        (x + 1.08 * w * np.cos(a), y - 0.2 * h - 0.86 * h * np.sin(a))
+        for a in np.linspace(0, np.pi, 17)
+    ]
     line_y = y - fringe * h
-    dip = [(x - 0.9 * w, line_y + 0.14 * h), (x - 0.35 * w, line_y), (x + 0.35 * w, line_y - 0.04 * h), (x + 0.9 * w, line_y + 0.14 * h)]
+    dip = [
+        (x - 0.9 * w, line_y + 0.14 * h),
+        (x - 0.35 * w, line_y),
+        (x + 0.35 * w, line_y - 0.04 * h),
+        (x + 0.9 * w, line_y + 0.14 * h),
+    ]
     c.polygon([*points, (x - 1.06 * w, y - 0.05 * h), *dip, (x + 1.06 * w, y - 0.05 * h)], hair)
     c.arc(x, y - 0.2 * h, 0.8 * w, 0.66 * h, 200, 290, shade(hair, 1.25), 0.06 * w)
 
@@ -192,7 +250,9 @@ def _shade_face(c: Canvas, x, y, w, h, skin, jaw_line) -> None:
 
     def spot(px, py, rx, ry, strength):
         cx, cy = SCALE * (px - x) + size[0] / 2, SCALE * (py - y + h)
-        d.ellipse([cx - SCALE * rx, cy - SCALE * ry, cx + SCALE * rx, cy + SCALE * ry], fill=strength)
+        d.ellipse(
+            [cx - SCALE * rx, cy - SCALE * ry, cx + SCALE * rx, cy + SCALE * ry], fill=strength
+        )
 
     for side in (-1, 1):
         spot(x + side * 0.44 * w, y - 0.08 * h, 0.42 * w, 0.2 * h, 190)
@@ -223,7 +283,9 @@ def _draw_features(c: Canvas, actor: Actor, x, y, w, h, skin, hair) -> None:
             c.arc(ex, eye_y - 0.15 * eye, 1.1 * eye, 0.62 * eye, 10, 170, dark, 0.3 * eye)
         else:
             tall = 0.95 if surprised else 0.7
-            c.ellipse(ex, eye_y, 1.15 * eye, tall * eye, (222, 220, 214), outline=dark, width=0.2 * eye)
+            c.ellipse(
+                ex, eye_y, 1.15 * eye, tall * eye, (222, 220, 214), outline=dark, width=0.2 * eye
+            )
             c.ellipse(ex, eye_y, 0.62 * eye, 0.64 * eye, iris)
             c.ellipse(ex, eye_y, 0.3 * eye, 0.32 * eye, (8, 8, 10))
         # Brows: own tilt, lifted by surprise, inner ends up when sad.
@@ -232,36 +294,76 @@ def _draw_features(c: Canvas, actor: Actor, x, y, w, h, skin, hair) -> None:
         weight = h * (0.058 + 0.026 * look.measure("brow_weight"))
         brow_y = eye_y - 0.23 * h - lift
         brow = shade(hair, 0.75) if look.choice("hair_colour") != "blond" else shade(hair, 0.62)
-        c.line([(ex - side * 1.15 * eye, brow_y - tilt), (ex, brow_y - 0.03 * h), (ex + side * 1.25 * eye, brow_y + tilt)], brow, weight)
+        c.line(
+            [
+                (ex - side * 1.15 * eye, brow_y - tilt),
+                (ex, brow_y - 0.03 * h),
+                (ex + side * 1.25 * eye, brow_y + tilt),
+            ],
+            brow,
+            weight,
+        )
 
     nose = h * (0.3 + 0.07 * look.measure("nose_length"))
-    c.line([(x + 0.02 * w, eye_y + 0.1 * h), (x + 0.1 * w, eye_y + nose), (x - 0.1 * w, eye_y + nose)], shade(skin, 0.62), 0.07 * w)
+    c.line(
+        [(x + 0.02 * w, eye_y + 0.1 * h), (x + 0.1 * w, eye_y + nose), (x - 0.1 * w, eye_y + nose)],
+        shade(skin, 0.62),
+        0.07 * w,
+    )
 
     mouth_w = w * (0.38 + 0.09 * look.measure("mouth_width"))
     mouth_y = y + 0.6 * h
     lip = blend(shade(skin, 0.6), (196, 40, 60), 0.5 + 0.5 * look.measure("lip_red"))
     if actor.expression == "smiling":
-        c.draw.chord([SCALE * (x - 1.25 * mouth_w), SCALE * (mouth_y - 0.24 * h), SCALE * (x + 1.25 * mouth_w), SCALE * (mouth_y + 0.17 * h)], 12, 168, fill=(250, 250, 246))
+        c.draw.chord(
+            [
+                SCALE * (x - 1.25 * mouth_w),
+                SCALE * (mouth_y - 0.24 * h),
+                SCALE * (x + 1.25 * mouth_w),
+                SCALE * (mouth_y + 0.17 * h),
+            ],
+            12,
+            168,
+            fill=(250, 250, 246),
+        )
         c.arc(x, mouth_y - 0.035 * h, 1.25 * mouth_w, 0.205 * h, 10, 170, lip, 0.1 * w)
     elif sad:
         c.arc(x, mouth_y + 0.2 * h, 1.1 * mouth_w, 0.22 * h, 200, 340, lip, 0.12 * w)
     elif surprised:
-        c.ellipse(x, mouth_y + 0.03 * h, 0.62 * mouth_w, 0.15 * h, (60, 16, 20), outline=lip, width=0.09 * w)
+        c.ellipse(
+            x,
+            mouth_y + 0.03 * h,
+            0.62 * mouth_w,
+            0.15 * h,
+            (60, 16, 20),
+            outline=lip,
+            width=0.09 * w,
+        )
     else:
         c.ellipse(x, mouth_y, mouth_w, 0.052 * h, lip)
         c.line([(x - mouth_w, mouth_y), (x + mouth_w, mouth_y)], shade(lip, 0.5), 0.04 * w)
 
     mole = look.choice("mole")
     if mole != "none":
-        c.ellipse(x + (-0.6 if mole == "left" else 0.6) * w, y + 0.36 * h, 0.085 * w, 0.085 * w, (40, 20, 16))
+        c.ellipse(
+            x + (-0.6 if mole == "left" else 0.6) * w,
+            y + 0.36 * h,
+            0.085 * w,
+            0.085 * w,
+            (40, 20, 16),
+        )
     glasses = look.choice("glasses")
     if glasses != "none":
         frame = (40, 36, 40)
         for side in (-1, 1):
             if glasses == "round":
-                c.ellipse(x + side * gap, eye_y, 0.4 * w, 0.4 * w, None, outline=frame, width=0.06 * w)
+                c.ellipse(
+                    x + side * gap, eye_y, 0.4 * w, 0.4 * w, None, outline=frame, width=0.06 * w
+                )
             else:
-                c.box(x + side * gap, eye_y, 0.42 * w, 0.31 * w, None, outline=frame, width=0.065 * w)
+                c.box(
+                    x + side * gap, eye_y, 0.42 * w, 0.31 * w, None, outline=frame, width=0.065 * w
+                )
         c.line([(x - gap + 0.38 * w, eye_y - 1), (x + gap - 0.38 * w, eye_y - 1)], frame, 0.075 * w)
 
 
@@ -285,7 +387,10 @@ def _draw_robot(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
             c.box(x + side * 1.08 * w, y, 0.16 * w, 0.35 * h, edge, radius=2)
     radius = {"box": 2.5, "dome": 0.95 * w, "barrel": 0.45 * w}[look.choice("head")]
     c.box(x, y, w, h, metal, radius=radius, outline=edge, width=1.6)
-    gap, eye = w * (0.42 + 0.08 * look.measure("eye_gap")), w * (0.2 + 0.05 * look.measure("eye_size"))
+    gap, eye = (
+        w * (0.42 + 0.08 * look.measure("eye_gap")),
+        w * (0.2 + 0.05 * look.measure("eye_size")),
+    )
     eye_y, glow = y - 0.22 * h, (250, 240, 150)
     shape = look.choice("eyes")
     if shape == "visor":
@@ -293,14 +398,25 @@ def _draw_robot(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
     for side in (-1, 1):
         ex = x + side * gap
         if actor.eyes_closed:
-            c.line([(ex - eye, eye_y), (ex + eye, eye_y)], glow if shape == "visor" else (20, 20, 26), 0.45 * eye)
+            c.line(
+                [(ex - eye, eye_y), (ex + eye, eye_y)],
+                glow if shape == "visor" else (20, 20, 26),
+                0.45 * eye,
+            )
         elif shape == "squares":
             c.box(ex, eye_y, eye, eye, glow, outline=(20, 20, 26), width=0.3 * eye)
         else:
             c.ellipse(ex, eye_y, eye, eye, glow, outline=(20, 20, 26), width=0.3 * eye)
     if actor.expression == "surprised":
         for side in (-1, 1):
-            c.line([(x + side * (gap - eye), eye_y - 2.1 * eye), (x + side * (gap + eye), eye_y - 2.1 * eye)], edge, 0.4 * eye)
+            c.line(
+                [
+                    (x + side * (gap - eye), eye_y - 2.1 * eye),
+                    (x + side * (gap + eye), eye_y - 2.1 * eye),
+                ],
+                edge,
+                0.4 * eye,
+            )
     mouth_w, mouth_y = w * (0.48 + 0.12 * look.measure("mouth_width")), y + 0.5 * h
     dark = (30, 32, 40)
     if actor.expression == "smiling":

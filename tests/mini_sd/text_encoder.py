@@ -51,10 +51,15 @@ class Words(nn.Module):
         gram = codes.T @ codes + RIDGE * len(codes) * torch.eye(codes.shape[1])
         self.register_buffer("fit", torch.linalg.solve(gram, codes.T), persistent=False)
         sizes = {
-            "subject": world.IDENTITY_DIM, "kind": 2, "actor": 2, "expression": len(world.EXPRESSIONS),
-            "eyes": 2, "object": len(world.OBJECTS), "place": len(world.PLACES),
+            "subject": world.IDENTITY_DIM,
+            "kind": 2,
+            "actor": 2,
+            "expression": len(world.EXPRESSIONS),
+            "eyes": 2,
+            "object": len(world.OBJECTS),
+            "place": len(world.PLACES),
             "scene": len(world.SCENES),
-        }  # fmt: skip
+        }
         self.word_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
         self.sentence_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
 
@@ -87,9 +92,16 @@ def text_step(words: Words, data: Dataset, rows: torch.Tensor, length: int) -> t
     """Loss of one step: what each word means from its own state, and all of it at the end."""
     device = words.name_ids.device
     ids = data.ids[rows, :length].to(device)
-    roles, actors = data.roles[rows, :length].to(device), data.actors[rows, :length].long().to(device)
+    roles, actors = (
+        data.roles[rows, :length].to(device),
+        data.actors[rows, :length].long().to(device),
+    )
     looks, kinds = data.looks[rows].to(device), data.kinds[rows].to(device)
-    said, scenes, named = data.said[rows].to(device), data.scenes[rows].to(device), data.named[rows].to(device)
+    said, scenes, named = (
+        data.said[rows].to(device),
+        data.scenes[rows].to(device),
+        data.named[rows].to(device),
+    )
     states = words(ids, looks, kinds)
     looks = looks * named[..., None]  # the class word means nobody in particular
 

@@ -11,23 +11,22 @@ import argparse
 import logging
 import os
 
-import runtime  # noqa: F401, I001  (ComfyUI on the path, before anything of it)
 import architecture
 import autoencoder
 import judges
+import runtime  # noqa: F401, I001  (ComfyUI on the path, before anything of it)
 import safetensors.torch
 import text_encoder
 import torch
 import unet
 from dataset import END, Dataset, make_dataset
 from runtime import CHECKPOINT, ROOT
-from torch import nn
 from training_loop import train
 
 BUILD = ROOT / "build" / "mini_sd"
 PICTURES_PER_SHARD, SHARDS = 16_000, 2
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
-           "identity": 12.0, "attributes": 8.0}  # fmt: skip
+           "judges": 20.0}  # fmt: skip
 LATENT_CHUNK = 128
 
 
@@ -53,9 +52,7 @@ class Maker:
                 BUILD.mkdir(parents=True, exist_ok=True)
                 make_dataset(PICTURES_PER_SHARD, seed=100 + shard).save(path)
             shards.append(Dataset.load(path))
-        return Dataset(
-            **{k: torch.cat([getattr(s, k) for s in shards]) for k in vars(shards[0])}
-        )
+        return Dataset(**{k: torch.cat([getattr(s, k) for s in shards]) for k in vars(shards[0])})
 
     def linear_autoencoder(self) -> autoencoder.LinearAutoencoder:
         """The linear autoencoder that defines the latent space."""
@@ -116,9 +113,9 @@ class Maker:
         path = BUILD / "taesd.pt"
         train(taesd, step, path, self.minutes["taesd"], 6e-4, average=0.99, weight_decay=0.0)
 
-    def train_judges(self, names: tuple[str, ...] = ("identity", "attributes")) -> nn.ModuleDict:
-        """Both judges, on pictures of one actor."""
-        linear, nets = self.linear_autoencoder(), judges.build_judges()
+    def train_judges(self) -> judges.JudgeNet:
+        """The judges, on pictures of one actor."""
+        linear, net = self.linear_autoencoder(), judges.JudgeNet().to(self.device)
         data = self.data()
         single = (data.kinds[:, 1] < 0).nonzero()[:, 0]
 
@@ -127,15 +124,12 @@ class Maker:
             noise = autoencoder.LATENT_NOISE * torch.randn_like(latents)
             return linear.decode(latents + noise).clamp(0, 1)
 
-        for name in names:
-            net = nets[name].to(self.device)
+        def step(_):
+            rows = single[torch.randint(len(single), (32,), generator=self.generator)]
+            return judges.judge_step(net, data, rows, round_trip)
 
-            def step(_, net=net, name=name):
-                rows = single[torch.randint(len(single), (48,), generator=self.generator)]
-                return judges.judge_step(net, name, data, rows, round_trip)
-
-            train(net, step, BUILD / f"judge_{name}.pt", self.minutes[name], 2e-3, average=0.995)
-        return nets.cpu()
+        train(net, step, BUILD / "judges.pt", self.minutes["judges"], 2e-3, average=0.99)
+        return net
 
     def export(self) -> None:
         """Write the checkpoint and the judges from what is trained so far."""
@@ -153,17 +147,18 @@ class Maker:
         safetensors.torch.save_file(
             architecture.checkpoint_state_dict(modules, torch.float16), CHECKPOINT
         )
-        nets = judges.build_judges()
-        for name, net in nets.items():
-            path = BUILD / f"judge_{name}.pt"
-            net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["ema"])
-        judges.save_judges(nets)
+        net = judges.JudgeNet()
+        state = torch.load(BUILD / "judges.pt", weights_only=True, map_location="cpu")
+        net.load_state_dict(state["ema"])
+        judges.save_judges(net)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", help="one part: text, unet, taesd, identity, attributes, export")
+    parser.add_argument("--only", help="one part: data, linear, text, unet, taesd, judges, export")
     parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -180,8 +175,7 @@ def main() -> None:
         "text": lambda: maker.text_encoder(maker.data()),
         "unet": lambda: maker.train_unet(maker.data()),
         "taesd": maker.train_taesd,
-        "identity": lambda: maker.train_judges(("identity",)),
-        "attributes": lambda: maker.train_judges(("attributes",)),
+        "judges": maker.train_judges,
         "export": maker.export,
     }
     for name, part in parts.items():

@@ -62,7 +62,11 @@ def train(
     module.train()
     while (used := time.monotonic() - started) < 60 * minutes:
         done = used / (60 * minutes)
-        rate = learning_rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * math.cos(math.pi / 2 * done) ** 2)
+        rate = (
+            learning_rate
+            * min(1.0, (step + 1) / 200)
+            * (0.02 + 0.98 * math.cos(math.pi / 2 * done) ** 2)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of_step(step)

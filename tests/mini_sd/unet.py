@@ -113,11 +113,16 @@ class UNetTask:
         alpha = self.alphas[t][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         predicted = self.unet(
-            noisy.to(device), t.to(device), context=context, transformer_options=dict(self.recorder.options)
+            noisy.to(device),
+            t.to(device),
+            context=context,
+            transformer_options=dict(self.recorder.options),
         )
         snr = self.alphas[t] / (1 - self.alphas[t])
         weight = (snr.clamp(max=SNR_CAP) / snr).to(device)
         errors = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
         maps = self.recorder.take()
         finest = latents.shape[-1] // 2
-        return (weight * errors).mean() + LOCALITY_WEIGHT * outside_share(maps, regions.to(device), finest)
+        return (weight * errors).mean() + LOCALITY_WEIGHT * outside_share(
+            maps, regions.to(device), finest
+        )

@@ -111,7 +111,11 @@ IDENTITY_DIM = sum(len(m) + sum(len(v) for v in c.values()) for _, m, c in _KIND
 def random_look(rng: np.random.Generator, kind: str = "person") -> Look:
     """Draw an individual of a class (``"person"`` or ``"robot"``)."""
     _, measures, options = next(k for k in _KINDS if k[0] == kind)
-    probabilities = {"beard": (0.6, 0.2, 0.2), "glasses": (0.56, 0.22, 0.22), "mole": (0.6, 0.2, 0.2)}
+    probabilities = {
+        "beard": (0.6, 0.2, 0.2),
+        "glasses": (0.56, 0.22, 0.22),
+        "mole": (0.6, 0.2, 0.2),
+    }
     return Look(
         kind,
         tuple(float(x) for x in rng.uniform(-1, 1, len(measures))),
@@ -169,7 +173,9 @@ class Shot:
 
     def caption(self, rng: np.random.Generator | None = None) -> str:
         """The sentence for this picture; ``rng`` varies opening and order."""
-        opening = "a photo of" if rng is None else OPENINGS[rng.choice(5, p=(0.6, 0.1, 0.1, 0.1, 0.1))]
+        opening = (
+            "a photo of" if rng is None else OPENINGS[rng.choice(5, p=(0.6, 0.1, 0.1, 0.1, 0.1))]
+        )
         subjects = []
         for actor in self.actors:
             words = [actor.word if actor.word not in CLASS_WORDS else f"a {actor.word}"]

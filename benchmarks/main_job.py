@@ -1,0 +1,155 @@
+"""``make main-job``: are unseen people learned from one portrait, through the real server?
+
+For every identity the quick-start workflow trains on one drawn portrait; then each prompt is
+drawn with the placeholder and with the class word. The identity judge compares the pictures with
+renders of the person, the attribute judge looks for what was prompted. ``SEED`` chooses people and
+prompts, ``IDENTITIES`` and ``PROMPTS`` how many. The last line is one JSON object; exits with 1
+when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tools import demo
+from tools.server import ComfyServer
+from tools.workflow import Prompt, nodes_of, to_prompt
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_THE_WAY = 0.5
+"""From the class word's similarity to that of the person's own renders."""
+PROMPT_TOLERANCE = 0.10
+CLASS_WORD = "person"
+
+
+def measure(server: ComfyServer, seed: int, identities: int, prompts: int) -> dict[str, float]:
+    """The figures of the main job on a running server that has the miniature."""
+    judges = demo.judges.load_judges()
+    rng = np.random.default_rng(10**6 + seed)
+    wishes = [_wish(rng) for _ in range(prompts)]
+    workflow = json.loads(demo.QUICK_START.read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, server.get("/object_info"))
+    plain = _pictures(server, _adapted(server, prompt, seed), wishes, f"a {CLASS_WORD}")
+    rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}
+    for number in range(identities):
+        look = demo.world.unseen_look(1000 * seed + number)
+        renders = _renders(look, wishes, 1000 * seed + number)
+        drawn = _pictures(
+            server, _adapted(server, prompt, 1000 * seed + number), wishes, f"<{demo.NAME}>"
+        )
+        others = _renders(look, wishes, 77_000 + 1000 * seed + number)
+        rows["id"].append(judges.identity_similarity(drawn, renders).mean().item())
+        rows["id_class"].append(judges.identity_similarity(plain, renders).mean().item())
+        rows["id_renders"].append(judges.identity_similarity(others, renders).mean().item())
+        rows["prompt_share"].append(judges.prompt_share(drawn, wishes))
+        logger.info("%d of %d: %s", number + 1, identities, {k: v[-1] for k, v in rows.items()})
+    figures = {name: float(np.mean(values)) for name, values in rows.items()}
+    figures["prompt_share_class"] = judges.prompt_share(plain, wishes)
+    figures["id_bar"] = figures["id_class"] + SHARE_OF_THE_WAY * (
+        figures["id_renders"] - figures["id_class"]
+    )
+    return figures
+
+
+def missed(figures: dict[str, float]) -> list[str]:
+    """The bars that the figures do not reach, in words."""
+    lines = []
+    if figures["id"] < figures["id_bar"]:
+        lines.append(f"id is {figures['id']:.3f}, the bar is {figures['id_bar']:.3f}")
+    lowest = figures["prompt_share_class"] - PROMPT_TOLERANCE
+    if figures["prompt_share"] < lowest:
+        lines.append(f"prompt_share is {figures['prompt_share']:.3f}, the bar is {lowest:.3f}")
+    return lines
+
+
+def _wish(rng: np.random.Generator) -> dict[str, str]:
+    """One to three prompted attributes."""
+    world = demo.world
+    values = {
+        "scene": world.SCENES[1:],
+        "object": world.OBJECTS[1:],
+        "expression": world.EXPRESSIONS[1:],
+        "eyes": ("closed",),
+    }
+    chosen = rng.choice(list(values), size=int(rng.integers(1, 4)), replace=False)
+    return {str(name): str(rng.choice(values[name])) for name in chosen}
+
+
+def _renders(look, wishes: list[dict[str, str]], seed: int) -> torch.Tensor:
+    shots = [
+        demo.shot(wish, look, CLASS_WORD, seed + 100 * number) for number, wish in enumerate(wishes)
+    ]
+    pictures = np.stack([demo.render.render(shot).picture for shot in shots])
+    return torch.from_numpy(pictures).float() / 255
+
+
+def _adapted(server: ComfyServer, prompt: Prompt, seed: int) -> Prompt:
+    """The quick start on the portrait of the person that ``seed`` chooses."""
+    adapted = copy.deepcopy(prompt)
+    with tempfile.TemporaryDirectory() as folder:
+        portrait = Path(folder) / f"portrait_{seed}.png"
+        Image.fromarray(demo.draw(seed, "portrait")).save(portrait)
+        photo = server.upload(portrait)
+    demo.adapt(adapted, photo, "mini_sd.safetensors", miniature=True)
+    return adapted
+
+
+def _pictures(
+    server: ComfyServer, prompt: Prompt, wishes: list[dict[str, str]], word: str
+) -> torch.Tensor:
+    """One picture (128, 128, 3) per wish, drawn by the server; trains first if need be."""
+    pictures = []
+    for number, wish in enumerate(wishes):
+        wished = copy.deepcopy(prompt)
+        demo.positive_text(wished)["text"] = demo.caption(wish, word.removeprefix("a "))
+        nodes_of(wished, "KSampler")[0]["inputs"]["seed"] = number
+        if not word.startswith("<"):  # the class word needs no training
+            _bypass_identity(wished)
+        run = server.run(wished, stop_at=("SaveImage",))
+        picture = Image.open(io.BytesIO(run.pictures("SaveImage")[0])).convert("RGB")
+        pictures.append(torch.from_numpy(np.array(picture)).float() / 255)
+    return torch.stack(pictures)
+
+
+def _bypass_identity(prompt: Prompt) -> None:
+    """Connect what follows SeFi Apply Identity to the checkpoint itself."""
+    apply_id = next(k for k, n in prompt.items() if n["class_type"] == "SeFiApplyIdentity")
+    sources = [prompt[apply_id]["inputs"]["model"], prompt[apply_id]["inputs"]["clip"]]
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == apply_id:
+                node["inputs"][name] = sources[value[1]]
+
+
+def main() -> int:
+    """Run with settings from the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    seed = int(os.environ.get("SEED") or 1)
+    identities = int(os.environ.get("IDENTITIES") or 8)
+    prompts = int(os.environ.get("PROMPTS") or 12)
+    checkpoint = demo.MINI_SD / "mini_sd.safetensors"
+    with tempfile.TemporaryDirectory(prefix="sefi-main-job-") as directory:
+        arguments = () if torch.accelerator.is_available() else ("--cpu",)
+        with ComfyServer(Path(directory), [checkpoint], arguments) as server:
+            figures = measure(server, seed, identities, prompts)
+    lines = missed(figures)
+    for line in lines:
+        logger.error("missed: %s", line)
+    sys.stdout.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Gradients of the tokens against finite differences, all in float64.
+
+ComfyUI fixes its text encoder and the U-Net's output to float32. The ``float64`` fixture widens
+just these casts, so that the real encoder, U-Net and attention patches compute in float64.
+"""
+
+from __future__ import annotations
+
+import comfy.sd1_clip
+import pytest
+import torch
+from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.trainable import differentiable
+from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.losses import MapPair, attention_loss, noise_loss
+from sefi_ide.sefi_core.training import Batch, Prediction
+
+from . import random_checkpoint
+
+STAGES, VECTORS = 5, 2
+WIDTH = random_checkpoint.architecture.CONTEXT_DIM
+CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
+SIDE = 8  # latent cells
+
+Vectors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+class WideTorch:
+    """The module ``torch`` with float64 under the name of float32."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    monkeypatch.setattr(comfy.sd1_clip, "torch", WideTorch())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    original_to = torch.Tensor.to
+
+    def wide_to(tensor, *args, **kwargs):
+        # Latents and sigmas of the predictor; everything else is float64 already.
+        args = [torch.float64 if argument is torch.float32 else argument for argument in args]
+        return original_to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", wide_to)
+
+
+def predictor_of(model, clip, dtype: torch.dtype = torch.float64) -> ComfyPredictor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=generator)
+    masks = torch.zeros(2, 1, SIDE, SIDE)
+    masks[..., 2:6, 2:6] = 1
+    keys, values = vectors(torch.float32)
+    identity = Identity("anna", "old person", "sd1", keys, values)
+    predictor = ComfyPredictor(
+        model, clip, identity, ["a (photo:1.3) of <name> on the beach"], latents, masks
+    )
+    predictor.dtype = dtype
+    return predictor
+
+
+def vectors(dtype: torch.dtype = torch.float64) -> Vectors:
+    generator = torch.Generator().manual_seed(5)
+    return tuple(
+        {"l": 0.2 * torch.randn(STAGES, VECTORS, WIDTH, generator=generator, dtype=dtype)}
+        for _ in range(2)
+    )
+
+
+def loss_of(prediction: Prediction, references: list[MapPair]) -> torch.Tensor:
+    """Both losses; the reference maps, which are held still while training, from elsewhere."""
+    noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
+    layers = [
+        layer._replace(reference=other.reference.detach())
+        for layer, other in zip(prediction.layers, references, strict=True)
+    ]
+    attention = attention_loss(layers, prediction.placeholder, prediction.face, "both")
+    return noise + 0.05 * attention
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_agree_with_finite_differences(mini_sd, float64, checkpointing):
+    """In random directions, for K and V, in both stages of a batch of two."""
+    model, clip, _ = mini_sd
+    batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[300, 900], noise_seed=7)
+    with torch.inference_mode(False), torch.enable_grad():
+        predictor = predictor_of(model, clip)
+        parts = vectors()
+        for part in parts:
+            part["l"].requires_grad_()
+        modules = predictor.model.model.diffusion_model, predictor.clip.cond_stage_model
+        with differentiable(*modules, gradient_checkpointing=checkpointing):
+            prediction = predictor(*parts, batch)
+            references = prediction.layers
+            loss = loss_of(prediction, references)
+            assert loss.dtype == torch.float64
+            loss.backward()
+            generator = torch.Generator().manual_seed(1)
+            step = 1e-5
+            for role in range(2):
+                gradient = parts[role]["l"].grad
+                assert gradient[[0, 2, 3]].abs().max() == 0
+                for stage in (1, 4):
+                    direction = torch.zeros_like(gradient)
+                    direction[stage] = torch.randn(VECTORS, WIDTH, generator=generator).double()
+                    losses = []
+                    for sign in (1, -1):
+                        moved = [{"l": part["l"].detach().clone()} for part in parts]
+                        moved[role]["l"] += sign * step * direction
+                        with torch.no_grad():
+                            losses.append(loss_of(predictor(*moved, batch), references))
+                    measured = (losses[0] - losses[1]) / (2 * step)
+                    expected = (gradient * direction).sum()
+                    assert expected.abs() > 1e-4
+                    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-9)
