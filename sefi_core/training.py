@@ -8,7 +8,7 @@ ComfyUI's, the tests to a toy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
@@ -155,10 +155,9 @@ def optimise(
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
     scheduler = _scheduler(optimizer, settings)
-    generator = torch.Generator().manual_seed(settings.seed)
+    batches = _batches(predictor.samples, settings)
     history: list[Step] = []
-    for number in range(1, settings.steps + 1):
-        batch = _draw(generator, predictor.samples, settings)
+    for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
         while True:
             prediction = predictor(*parameters(), batch)
             noise, attention = _losses(prediction, settings)
@@ -186,16 +185,28 @@ def optimise(
     return history
 
 
-def _draw(generator: torch.Generator, samples: int, settings: TrainingSettings) -> Batch:
-    def integers(high: int, count: int = settings.batch_size) -> list[int]:
-        return torch.randint(high, (count,), generator=generator).tolist()
+def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
+    """Endless random batches from the seed.
 
-    return Batch(
-        samples=integers(samples),
-        templates=integers(len(settings.templates)),
-        timesteps=integers(TRAINING_TIMESTEPS),
-        noise_seed=integers(2**62, 1)[0],
-    )
+    Timesteps are uniform, but every round of as many samples as there are stages visits each stage
+    once, in random order: all vectors get the same number of steps.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def integer(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=generator))
+
+    edges = [-(-TRAINING_TIMESTEPS * s // settings.stages) for s in range(settings.stages + 1)]
+    stages: list[int] = []
+    while True:
+        batch = Batch([], [], [], integer(2**62))
+        for _ in range(settings.batch_size):
+            stages = stages or torch.randperm(settings.stages, generator=generator).tolist()
+            stage = stages.pop()
+            batch.samples.append(integer(samples))
+            batch.templates.append(integer(len(settings.templates)))
+            batch.timesteps.append(edges[stage] + integer(edges[stage + 1] - edges[stage]))
+        yield batch
 
 
 def _losses(

@@ -15,7 +15,7 @@ from ..errors import SeFiError
 from ..identity import Identity, thumbnail_of
 from ..parametrisation import Vectors, build_parametrisation
 from ..pictures import Photo, training_pictures
-from ..prompts import check_name, expand_template
+from ..prompts import check_class_word, check_name, expand_template
 from ..report import training_report
 from ..training import Batch, Step, TrainingSettings, optimise
 from .apply import apply_identity
@@ -166,6 +166,7 @@ def _first_identity(
 ) -> Identity:
     """The identity before the first step: the class word's embedding, or ``start``."""
     check_name(name)
+    class_word = check_class_word(class_word)
     family = family_of(model)
     if family not in TRAINABLE_FAMILIES or model.model.concat_keys:
         kind = "an inpainting" if model.model.concat_keys else f"a {family}"
@@ -178,7 +179,7 @@ def _first_identity(
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
     if start is not None:
         start.check_fits(family, widths)
-        wanted = settings.stages, settings.vectors, class_word.strip()
+        wanted = settings.stages, settings.vectors, class_word
         if (start.stages, start.vectors, start.class_word) != wanted:
             raise SeFiError(
                 f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
@@ -187,8 +188,6 @@ def _first_identity(
         return start.renamed(name)
     vectors = {}
     for encoder, rows in class_word_embedding(clip, class_word).items():
-        if not len(rows):
-            raise SeFiError("class_word is empty: give the general word, for example person")
         rows = torch.cat([rows, rows[-1:].expand(max(0, settings.vectors - len(rows)), -1)])
         vectors[encoder] = rows.expand(settings.stages, -1, -1)
     return Identity(name, class_word, family, vectors, vectors)

@@ -93,6 +93,15 @@ def test_the_largest_seed_of_the_node_is_a_seed():
     optimise(start(), Toy(), settings(steps=1, seed=0xFFFFFFFFFFFFFFFF))
 
 
+@pytest.mark.parametrize("stages", [1, 3, 5, 7, 30])
+def test_every_round_visits_every_stage_once(stages):
+    toy = Toy(stages)
+    optimise(start(stages), toy, settings(steps=4 * stages, stages=stages))
+    visits = [stage_of_timestep(batch.timesteps[0], stages) for batch in toy.batches]
+    for first in range(0, len(visits), stages):
+        assert sorted(visits[first : first + stages]) == list(range(stages))
+
+
 def test_draws_cover_all_timesteps_samples_and_templates():
     toy = Toy()
     optimise(start(), toy, settings(steps=250, batch_size=4, templates=("a <name>", "the <name>")))
@@ -100,7 +109,8 @@ def test_draws_cover_all_timesteps_samples_and_templates():
     assert len(timesteps) == 1000
     assert min(timesteps) < 10 and max(timesteps) > 989 and max(timesteps) < 1000
     stages = Counter(stage_of_timestep(t, STAGES) for t in timesteps)
-    assert all(150 < stages[s] < 250 for s in range(STAGES))
+    assert stages == dict.fromkeys(range(STAGES), 200)
+    assert len({t % 200 for t in timesteps}) > 190  # and within the stages they are uniform
     assert {i for batch in toy.batches for i in batch.samples} == set(range(toy.samples))
     assert {i for batch in toy.batches for i in batch.templates} == {0, 1}
     assert len({batch.noise_seed for batch in toy.batches}) == 250

@@ -1,0 +1,567 @@
+"""SeFi Train Identity with ComfyUI's real MODEL, CLIP and VAE, as the executor runs it."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.samplers
+import comfy.sd
+import comfy.weight_adapter
+import pytest
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from sefi_ide.nodes.train_identity import SeFiTrainIdentity
+from sefi_ide.sefi_core.comfyui.apply import apply_identity
+from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.train import train_identity
+from sefi_ide.sefi_core.comfyui.trainable import differentiable
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.identity import Identity, read_identity
+from sefi_ide.sefi_core.pictures import pair_photos
+from sefi_ide.sefi_core.training import Batch, TrainingSettings
+
+import nodes as comfy_nodes
+
+from . import random_checkpoint
+
+WIDTH = random_checkpoint.architecture.CONTEXT_DIM
+CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
+
+HIDDEN = {
+    "hidden_inputs": {"unique_id": "7"},
+    "dynamic_paths": {},
+    "dynamic_paths_default_value": {},
+    "create_dynamic_tuple": False,
+}
+
+
+def load(path):
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=None)[:3]
+
+
+def photo_and_mask(height: int = 80, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """IMAGE and MASK of a gradient with a bright square for a face; inference tensors."""
+    with torch.inference_mode():
+        image = torch.linspace(0, 1, width)[None, None, :, None].repeat(1, height, 1, 3)
+        mask = torch.zeros(1, height, width)
+        mask[:, 20:50, 16:46] = 1
+        return torch.where(mask[..., None] > 0, torch.tensor([0.9, 0.6, 0.4]), image), mask
+
+
+def run(models, photos=None, masks=None, **changes):
+    """Execute the node as ComfyUI does: in inference mode, every input as a list."""
+    inputs = dict.fromkeys(("model", "clip", "vae"))
+    inputs.update(zip(inputs, models, strict=True))
+    schema = SeFiTrainIdentity.GET_SCHEMA()
+    for widget in schema.inputs:
+        if getattr(widget, "default", None) is not None:
+            inputs[widget.id] = widget.default
+    inputs |= {"steps": 3, "resolution": 64, "preview_every": 0, "templates": "a photo of <name>"}
+    inputs = {key: [value] for key, value in (inputs | changes).items()}
+    inputs["photos"] = [photo_and_mask()[0]] if photos is None else photos
+    if masks is not None:
+        inputs["masks"] = masks
+    node = SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN)
+    with torch.inference_mode():
+        return node.EXECUTE_NORMALIZED(**inputs).result
+
+
+def same(one: Identity, other: Identity) -> bool:
+    return all(
+        torch.equal(a["l"], b["l"]) for a, b in ((one.keys, other.keys), (one.values, other.values))
+    )
+
+
+# --- the schema -------------------------------------------------------------------------------
+
+
+def test_a_newcomer_sees_only_what_matters():
+    schema = SeFiTrainIdentity.GET_SCHEMA()
+    plain = {one.id for one in schema.inputs if not getattr(one, "advanced", None)}
+    sockets = {"model", "clip", "vae", "photos", "masks", "identity"}
+    assert plain == sockets | {"name", "class_word", "steps", "seed"}
+    assert {one.id for one in schema.inputs if getattr(one, "optional", False)} == {
+        "masks",
+        "identity",
+    }
+    assert all(one.tooltip for one in [*schema.inputs, *schema.outputs])
+    assert [one.io_type for one in schema.outputs] == ["SEFI_IDENTITY", "LOSS_MAP", "IMAGE"]
+
+
+def test_queueing_again_does_not_change_the_seed():
+    info = SeFiTrainIdentity.GET_NODE_INFO_V1()
+    options = info["input"]["required"]["seed"][1]
+    assert options["control_after_generate"] is False
+
+
+# --- what comes out ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(mini_checkpoint):
+    return load(mini_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def trained(models):
+    image, mask = photo_and_mask()
+    return run(models, [image], [mask], steps=10, seed=11, name="anna", attention_target="both")
+
+
+def test_the_outputs(trained):
+    identity, losses, report = trained
+    assert identity.placeholder == "<anna>" and identity.class_word == "person"
+    assert identity.family == "sd1" and identity.stages == 5 and identity.widths == {"l": WIDTH}
+    assert len(losses["loss"]) == 10 and all(isinstance(loss, float) for loss in losses["loss"])
+    assert report.ndim == 4 and report.shape[0] == 1 and report.shape[3] == 3
+    assert report.min() >= 0 and report.max() <= 1 and report.std() > 0.05
+    assert identity.training["steps"] == 10 and identity.training["seed"] == 11
+    assert identity.thumbnail is not None
+    assert len(identity.to_bytes()) < 60_000
+
+
+def test_every_stage_of_k_and_v_was_trained(models, trained):
+    start = run(models, steps=1, learning_rate=1e-6, schedule="constant")[0]
+    for part, before in ((trained[0].keys, start.keys), (trained[0].values, start.values)):
+        changes = (part["l"] - before["l"]).flatten(1).norm(dim=1)
+        assert (changes > 1e-3).all()
+
+
+def test_the_same_seed_gives_the_same_identity_whatever_the_global_random_state(models, trained):
+    image, mask = photo_and_mask()
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    arguments = {"steps": 10, "name": "anna", "attention_target": "both", "preview_every": 4}
+    again = run(models, [image], [mask], seed=11, **arguments)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(again[0], trained[0])
+    assert again[1] == trained[1]
+    assert torch.equal(again[2], trained[2])
+    other = run(models, [image], [mask], seed=12, **{**arguments, "steps": 1})[0]
+    assert not same(other, trained[0])
+
+
+def test_training_lowers_the_loss_and_goes_on_where_it_stopped(models):
+    """The same seed draws the same noise, so losses compare step by step."""
+    arguments = {"seed": 3, "steps": 20, "schedule": "constant", "attention_weight": 0.0}
+    arguments["learning_rate"] = 0.02
+    still = run(models, **{**arguments, "learning_rate": 1e-6})[1]["loss"]
+    first, losses, _ = run(models, **arguments)
+    _, resumed, _ = run(models, identity=first, **arguments)
+    mean = [sum(history) / len(history) for history in (still, losses["loss"], resumed["loss"])]
+    assert mean[2] < mean[1] < mean[0]
+    assert losses["loss"][0] == still[0] != resumed["loss"][0]
+    kept = run(models, identity=first, steps=1, learning_rate=1e-6)[0]
+    torch.testing.assert_close(kept.keys["l"], first.keys["l"], rtol=0, atol=1e-5)
+
+
+def test_photos_as_a_list_of_sizes_with_masks_flips_crops_and_several_vectors(models):
+    pairs = [photo_and_mask(80, 64), photo_and_mask(70, 150)]
+    identity, losses, _ = run(
+        models,
+        [image for image, _ in pairs],
+        [mask for _, mask in pairs],
+        class_word="very old person",
+        vectors=4,
+        stages=3,
+        flip=True,
+        crops=2,
+        batch_size=2,
+        background_weight=0.2,
+        attention_target="face mask",
+        attention_tokens="placeholder",
+        parametrisation="self-attention",
+        learning_rate=1e-3,
+        gradient_checkpointing=True,
+        snr_gamma=5.0,
+        templates="a photo of <name>\n\n  <name> at the beach  \n",
+    )
+    assert identity.keys["l"].shape == (3, 4, WIDTH)
+    assert identity.class_word == "very old person"
+    assert all(loss == loss for loss in losses["loss"])
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16])
+def test_half_precision_checkpoints(tmp_path, weights):
+    path = tmp_path / "half.safetensors"
+    random_checkpoint.save(path, weights)
+    half = load(path)
+    kinds = ["auto", "fp32", {torch.float16: "fp16", torch.bfloat16: "bf16"}[weights]]
+    first = [run(half, steps=2, seed=5, dtype=dtype)[1]["loss"] for dtype in kinds]
+    for losses in first[1:]:
+        assert losses == pytest.approx(first[0], rel=0.1)
+
+
+def test_the_identity_goes_through_a_file_into_a_picture(models, trained, tmp_path):
+    model, clip, vae = models
+    path = tmp_path / "anna.safetensors"
+    path.write_bytes(trained[0].to_bytes())
+    identity = read_identity(path)
+    assert identity.same_content(trained[0])
+    pictures = []
+    with torch.inference_mode():
+        patched = apply_identity(model, clip, AppliedIdentity(identity))
+        for text, (with_model, with_clip) in (
+            ("a photo of <anna>", patched),
+            ("a photo of person", patched),
+            ("a photo of person", (model, clip)),
+        ):
+            positive, negative = (
+                with_clip.encode_from_tokens_scheduled(with_clip.tokenize(prompt))
+                for prompt in (text, "")
+            )
+            latent = {"samples": torch.zeros(1, CHANNELS, 8, 8)}
+            sampled = comfy_nodes.common_ksampler(
+                with_model, 1, 3, 4.0, "euler", "normal", positive, negative, latent
+            )[0]["samples"]
+            pictures.append(vae.decode(sampled))
+    assert (pictures[0] - pictures[1]).abs().mean() > 1e-3
+    torch.testing.assert_close(pictures[1], pictures[2])
+
+
+# --- what is trained is what is sampled -----------------------------------------------------------
+
+
+class Denoise(comfy.samplers.Sampler):
+    """Asks the model once, for a given latent at a given sigma."""
+
+    def __init__(self, noised: torch.Tensor, sigma: torch.Tensor) -> None:
+        self.noised, self.sigma = noised, sigma
+
+    def sample(self, model_wrap, sigmas, extra_args, *_, **__):
+        self.denoised = model_wrap(self.noised, self.sigma, **extra_args)
+        return self.noised
+
+
+def predictor_of(model, clip, identity, **options) -> ComfyPredictor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
+    return ComfyPredictor(model, clip, identity, ["(a photo:1.2) of <name>"], latents, None)
+
+
+def captured(predictor: ComfyPredictor, batch: Batch):
+    """A prediction with what the U-Net got: latents and timesteps."""
+    identity_vectors = [
+        {"l": torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
+    ]
+    seen = []
+    unet = predictor.model.model.diffusion_model
+    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            prediction = predictor(*identity_vectors, batch)
+    finally:
+        hook.remove()
+    return prediction, seen[0][0], seen[0][1], identity_vectors
+
+
+@pytest.mark.parametrize("sampling", ["eps", "v_prediction"])
+@pytest.mark.parametrize("timestep", [30, 350, 990])
+def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
+    """At every stage, for noise and velocity prediction, through SeFi Apply Identity."""
+    model, clip, _ = models
+    if sampling == "v_prediction":
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    word = {"l": torch.zeros(5, 1, WIDTH)}
+    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    batch = Batch(samples=[1], templates=[0], timesteps=[timestep], noise_seed=4)
+    prediction, x, _, (keys, values) = captured(predictor, batch)
+    sigma = predictor.sigmas[[timestep]]
+    noised = x * (1 + sigma**2) ** 0.5
+    expected = predictor.sampling.calculate_denoised(sigma, prediction.output, noised)
+
+    identity = Identity("anna", "person", "sd1", keys, values)
+    with torch.inference_mode():
+        patched, patched_clip = apply_identity(model, clip, AppliedIdentity(identity))
+        cond = patched_clip.encode_from_tokens_scheduled(
+            patched_clip.tokenize("(a photo:1.2) of <anna>")
+        )
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(cond, cond)
+        guider.set_cfg(1.0)
+        sampler = Denoise(noised, sigma)
+        guider.sample(torch.zeros_like(noised), torch.zeros_like(noised), sampler, sigma)
+    torch.testing.assert_close(sampler.denoised, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    scheduler = schedulers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
+    )
+    model, clip, _ = models
+    if kind == "v_prediction":
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    word = {"l": torch.zeros(5, 1, WIDTH)}
+    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[5, 700], noise_seed=4)
+    prediction, x, timesteps, _ = captured(predictor, batch)
+
+    t = torch.tensor(batch.timesteps)
+    noise = torch.randn(predictor.latents.shape, generator=torch.Generator().manual_seed(4))
+    assert timesteps.tolist() == batch.timesteps
+    torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
+    target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
+    torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
+
+    snr = training_utils.compute_snr(scheduler, t)
+    torch.testing.assert_close(prediction.signal_to_noise, snr, rtol=1e-3, atol=0)
+    published = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    ours = prediction.signal_to_noise.clamp(max=5) * prediction.gain**2
+    torch.testing.assert_close(ours, published, rtol=1e-3, atol=0)
+
+
+# --- foreign patches, and stops in the middle of a step -----------------------------------------------
+
+
+def contents(*modules):
+    """All bits and attributes of modules that could tell that somebody was there."""
+    bits = [
+        {name: tensor.detach().clone().view(torch.uint8) if tensor.ndim else tensor.clone()
+         for name, tensor in module.state_dict().items()}
+        for module in modules
+    ]  # fmt: skip
+    # ComfyUI puts an object patch that it takes back, such as SeFi Apply Identity's for the sample,
+    # as an attribute of its own.
+    attributes = [
+        [(name, sorted({*vars(layer)} - {"encode_token_weights"})) for name, layer in named]
+        for named in (module.named_modules() for module in modules)
+    ]
+    gradients = [
+        (parameter.requires_grad, parameter.grad)
+        for module in modules
+        for parameter in module.parameters()
+    ]
+    return bits, attributes, gradients
+
+
+def assert_same_contents(before, after):
+    assert before[1:] == after[1:]
+    for one, other in zip(before[0], after[0], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
+def with_lora(model, clip):
+    """MODEL and CLIP with a LoRA on every cross-attention key and every text encoder query."""
+    generator = torch.Generator().manual_seed(11)
+    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    lora = {}
+    for name, key in names.items():
+        wanted = isinstance(key, str) and key.endswith(("attn2.to_k.weight", "q_proj.weight"))
+        if wanted and name.startswith(("lora_unet_", "lora_te_")):
+            rows, columns = weights[key].shape
+            lora[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=generator)
+    assert {name.split("_")[1] for name in lora} == {"unet", "te"}
+    return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("what", ["cancel", "exception", "unload"])
+def test_a_stop_in_the_middle_of_a_step_harms_nothing(mini_sd, what, where):
+    base, base_clip, vae = mini_sd
+    model, clip = with_lora(base, base_clip)
+    modules = model.model.diffusion_model, clip.cond_stage_model
+    with torch.inference_mode():  # ComfyUI marks the layers when it loads a model
+        comfy.model_management.load_models_gpu([model, clip.patcher])
+    comfy.model_management.unload_all_models()
+    before = contents(*modules)
+    patches = dict(model.patches), dict(clip.patcher.patches)
+    middle = model.model.diffusion_model.middle_block[1]
+    calls = []
+
+    def strike(*_):
+        calls.append(what)
+        if len(calls) != 3:  # the map before, step 1, then step 2
+            return
+        if what == "cancel":
+            comfy.model_management.interrupt_current_processing()
+        elif what == "unload":
+            comfy.model_management.unload_all_models()
+        else:
+            raise Boom
+
+    def on_forward(module, args, output):
+        if where == "forward":
+            strike()
+        elif output.requires_grad:
+            output.register_hook(strike)
+        else:
+            calls.append("map")
+
+    hook = middle.register_forward_hook(on_forward)
+    expected = {"cancel": comfy.model_management.InterruptProcessingException, "exception": Boom}
+    try:
+        if what in expected:
+            with pytest.raises(expected[what]):
+                run((model, clip, vae), steps=5, seed=1)
+        else:
+            run((model, clip, vae), steps=5, seed=1)
+    finally:
+        hook.remove()
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(calls) == 3 or what == "unload"
+    comfy.model_management.unload_all_models()
+    assert_same_contents(before, contents(*modules))
+    assert patches == (dict(model.patches), dict(clip.patcher.patches))
+
+
+def test_patches_of_other_nodes_are_left_out_and_left_alone(mini_sd):
+    model, clip, vae = mini_sd
+    plain = run((model, clip, vae), steps=2, preview_every=0)[0]
+    patched = model.clone()
+
+    calls = []
+
+    def foreign(*args):
+        calls.append(args)
+        return args[0]
+
+    patched.set_model_attn2_output_patch(foreign)
+    patched.set_model_attn2_replace(lambda q, k, v, extra: calls.append(q) or q, "middle", 0)
+    patched.set_model_unet_function_wrapper(
+        lambda apply_model, options: (
+            calls.append(options)
+            or apply_model(options["input"], options["timestep"], **options["c"])
+        )
+    )
+    before = repr(patched.model_options)
+    steps = []
+
+    def on_step(step):
+        steps.append(step)
+        assert not calls  # in the training; the sample at the end may use them
+
+    settings = TrainingSettings(
+        steps=2, resolution=64, preview_every=0, templates=("a photo of <name>",)
+    )
+    photos = pair_photos([photo_and_mask()[0]], None)
+    result = train_identity(patched, clip, vae, photos, "anna", "person", settings, on_step=on_step)
+    assert len(steps) == 2
+    assert repr(patched.model_options) == before
+    assert same(result.identity, plain)
+
+
+def test_ten_runs_leave_no_more_behind_than_one(mini_sd):
+    model, clip, vae = mini_sd
+    run(mini_sd, steps=1)
+
+    def traces():
+        return (
+            repr(model.model_options),
+            {kind: len(one) for kind, one in model.wrappers.items()},
+            {kind: len(one) for kind, one in model.callbacks.items()},
+            sorted(model.object_patches),
+            sorted(clip.patcher.object_patches),
+            len(comfy.model_management.current_loaded_models),
+        )
+
+    once = traces()
+    for _ in range(3):
+        run(mini_sd, steps=1)
+    assert traces() == once
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def bad(models, said, **changes):
+    """The node refuses with one sentence that names itself and the input."""
+    with pytest.raises(SeFiError, match=said) as error:
+        run(models, **changes)
+    message = str(error.value)
+    assert message.startswith("SeFi Train Identity: ") and "\n" not in message
+
+
+NAN = torch.full((1, 64, 64, 3), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"photos": [NAN]}, "NaN"),
+        ({"masks": [torch.zeros(1, 80, 64)]}, "empty"),
+        ({"masks": [torch.ones(1, 64, 64)]}, "64 x 64.*64 x 80.*SeFi Face Mask"),
+        ({"templates": "a photo"}, "placeholder 0 times"),
+        ({"templates": "a photo of <name>\n<name> and <name>"}, "placeholder 2 times"),
+        ({"templates": " \n "}, "templates"),
+        ({"name": "anna banana"}, "name"),
+        ({"name": "../anna"}, "name"),
+        ({"name": ""}, "name"),
+        ({"class_word": "  "}, "class.word"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(models, changes, said):
+    model, clip, _ = models
+    bad((model, clip, None), said, **changes)  # without a VAE, training could not even begin
+
+
+def identity_of(stages: int = 5, width: int = WIDTH, family: str = "sd1", word: str = "person"):
+    vectors = {"l": torch.zeros(stages, 1, width)}
+    return Identity("anna", word, family, vectors, vectors)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (identity_of(stages=4), "4 stages"),
+        (identity_of(word="cat"), "cat"),
+        (identity_of(width=WIDTH * 2), "does not fit"),
+        (identity_of(family="sdxl"), "SDXL"),
+    ],
+)
+def test_an_identity_that_cannot_be_gone_on_from(models, start, said):
+    model, clip, _ = models
+    bad((model, clip, None), said, identity=start)
+
+
+def test_other_families_and_inpainting_models_are_refused(models, monkeypatch):
+    model, clip, _ = models
+    monkeypatch.setattr(model.model, "concat_keys", ("mask", "masked_image"))
+    bad((model, clip, None), "inpainting")
+    monkeypatch.undo()
+    monkeypatch.setattr(model.model, "model_config", comfy.supported_models.Flux({}))
+    bad((model, clip, None), "Flux.*Stable Diffusion 1.x")
+
+
+def test_a_clip_of_another_model_is_refused(models, monkeypatch):
+    model, clip, _ = models
+    config = dict(model.model.model_config.unet_config, context_dim=WIDTH * 2)
+    monkeypatch.setattr(model.model.model_config, "unet_config", config)
+    bad((model, clip, None), "clip does not fit")
+
+
+def test_a_lora_in_bypass_mode_is_refused(mini_sd):
+    model, clip, vae = mini_sd
+    name, key = next(
+        (name, key)
+        for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items()
+        if isinstance(key, str) and key.endswith("attn2.to_k.weight")
+    )
+    rows, columns = model.model.state_dict()[key].shape
+    lora = {
+        f"{name}.lora_up.weight": torch.ones(rows, 2),
+        f"{name}.lora_down.weight": torch.ones(2, columns),
+    }
+    bypass, _ = comfy.sd.load_bypass_lora_for_models(model, clip, lora, 1.0, 1.0)
+    bad((bypass, clip, vae), "bypass")
+
+
+def test_the_differentiable_view_ends_with_its_block(mini_sd):
+    model, _, _ = mini_sd
+    with torch.inference_mode(False), pytest.raises(Boom), differentiable(model.model):
+        raise Boom
+    assert not [name for name, layer in model.model.named_modules() if "forward" in vars(layer)]
