@@ -6,7 +6,7 @@ candidates in the thumbnails of ComfyUI's workflow templates, or in the pictures
 are given. Among them are faces, of course. They are left out by themselves: first whatever the
 cascade is sure of, then whatever the first fit takes for a face.
 
-    python -m tools.fit_face_verifier [--pictures 300] [folder ...]
+    python tools/fit_face_verifier.py [--pictures 220] [folder ...]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def faces(rng: np.random.Generator) -> np.ndarray:
     for face in lfw_subset()[:100]:
         padded = np.pad(face, 8, mode="edge")
         for number in range(VIEWS_PER_FACE):
-            view = lbp._sample(
+            view = lbp.sample(
                 padded,
                 np.array(padded.shape) / 2 + rng.uniform(-1, 1, 2),
                 rng.uniform(0.9, 1.1) * len(face) / lbp.WINDOW,
@@ -73,7 +73,7 @@ def discriminant(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--pictures", type=int, default=220)
     options = parser.parse_args()
     files = sorted(
         file

@@ -158,7 +158,7 @@ class LbpDetector:
         largest = min(height, width)
         windows = [np.empty((0, 4))]
         for roll in SEARCH_ROLLS if smallest <= largest else ():
-            turned = _sample(picture, middle, 1.0, roll, (height, width))
+            turned = sample(picture, middle, 1.0, roll, (height, width))
             # An overlap that is never reached and no neighbours needed: windows as they are.
             accepted = self._search.detect_multi_scale(
                 turned, SEARCH_ZOOM, SEARCH_STEP, (smallest,) * 2, (largest,) * 2, 0, 2.0
@@ -185,7 +185,7 @@ class LbpDetector:
         patches = []
         for zoom, turn, flip in views:
             level = min(max(int(log2(size * zoom / side)), 0), len(levels) - 1)
-            patch = _sample(
+            patch = sample(
                 levels[level],
                 np.array(center) / 2**level,
                 size * zoom / side / 2**level,
@@ -262,7 +262,7 @@ def _rotation(degrees: float) -> np.ndarray:
     return np.array([[c, -s], [s, c]])
 
 
-def _sample(
+def sample(
     picture: np.ndarray, center: np.ndarray, step: float, roll: float, shape: tuple[int, int]
 ) -> np.ndarray:
     """What is around ``center`` of a grey picture, ``step`` pixels apart, with ``roll`` undone."""

@@ -314,7 +314,7 @@ def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     torch.testing.assert_close(ours, published, rtol=1e-3, atol=0)
 
 
-# --- foreign patches, and stops in the middle of a step -----------------------------------------------
+# --- foreign patches, and stops in the middle of a step ---------------------------------------
 
 
 def contents(*modules):

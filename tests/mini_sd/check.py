@@ -61,7 +61,7 @@ def shot_of(look: world.Look, word: str, wishes: dict[str, str], seed: int) -> w
 
 def pictures_of(shots: list[world.Shot]) -> torch.Tensor:
     """Renders (B, 128, 128, 3) in [0, 1]."""
-    return torch.stack([torch.from_numpy(render(s).picture).float() / 255 for s in shots])
+    return torch.stack([torch.from_numpy(render(s).picture.copy()).float() / 255 for s in shots])
 
 
 def random_shots(count: int, rng: np.random.Generator, seed: int) -> tuple[list, list]:

@@ -2,7 +2,9 @@
 
 Parts, in order: data, linear autoencoder, text encoder, U-Net, TAESD, judges, export. Every
 part keeps its state in ``build/mini_sd`` and goes on where it was stopped; ``--only PART``
-runs one. On two cores allow three hours in all; ``--minutes PART=M`` changes a budget.
+runs one, ``--minutes PART=M`` changes a budget. Without such a state it goes on from the shipped
+checkpoint (text encoder and latent space stay), unless ``--fresh`` is given: then allow three
+hours on two cores.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import argparse
 import logging
 import os
 
+import runtime  # noqa: F401  (ComfyUI on the path, before anything of it)
+
+# isort: split
 import architecture
 import autoencoder
 import judges
-import runtime  # noqa: F401, I001  (ComfyUI on the path, before anything of it)
 import safetensors.torch
 import text_encoder
 import torch
@@ -24,6 +28,7 @@ from runtime import CHECKPOINT, ROOT
 from training_loop import train
 
 BUILD = ROOT / "build" / "mini_sd"
+LINEAR = CHECKPOINT.with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 2
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
            "judges": 20.0}  # fmt: skip
@@ -33,7 +38,7 @@ LATENT_CHUNK = 128
 class Maker:
     """Builds the parts; each method trains or loads one and leaves its state in ``BUILD``."""
 
-    def __init__(self, device: str, minutes: dict[str, float]):
+    def __init__(self, device: str, minutes: dict[str, float], fresh: bool = False):
         torch.manual_seed(0)
         text_encoder.allow_backward()
         self.device, self.minutes = torch.device(device), minutes
@@ -42,6 +47,15 @@ class Maker:
         self.unet = modules["model.diffusion_model."].to(self.device)
         self.transformer = modules["cond_stage_model.transformer."].requires_grad_(True)
         self.taesd = modules["first_stage_model."]
+        self.resumed = CHECKPOINT.exists() and not fresh
+        if self.resumed:
+            shipped = safetensors.torch.load_file(CHECKPOINT)
+            for prefix, module in modules.items():
+                part = {
+                    k.removeprefix(prefix): v for k, v in shipped.items() if k.startswith(prefix)
+                }
+                module.load_state_dict(part)
+            self.taesd.vae_scale.data.fill_(1.0)
 
     def data(self) -> Dataset:
         """All training pictures; drawn once."""
@@ -57,6 +71,9 @@ class Maker:
     def linear_autoencoder(self) -> autoencoder.LinearAutoencoder:
         """The linear autoencoder that defines the latent space."""
         linear = autoencoder.LinearAutoencoder().to(self.device)
+        if self.resumed:
+            linear.load_state_dict(safetensors.torch.load_file(LINEAR))
+            return linear.requires_grad_(False).eval()
         pictures = Dataset.load(BUILD / "data0.pt").pictures
 
         def step(_):
@@ -82,6 +99,8 @@ class Maker:
     def text_encoder(self, data: Dataset) -> text_encoder.Words:
         """ComfyUI's CLIP text model with the words of the world."""
         words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM).to(self.device)
+        if self.resumed:
+            return words.requires_grad_(False).eval()
 
         def step(number):
             rows = torch.randint(len(data), (48,), generator=self.generator)
@@ -103,7 +122,8 @@ class Maker:
         """TAESD's decoder, from the linear one on; its encoder stays linear."""
         linear, taesd = self.linear_autoencoder(), self.taesd.to(self.device)
         pictures = Dataset.load(BUILD / "data0.pt").pictures
-        autoencoder.as_taesd(linear, taesd)
+        if not self.resumed:
+            autoencoder.as_taesd(linear, taesd)
         taesd.taesd_encoder.requires_grad_(False)
 
         def step(_):
@@ -132,11 +152,19 @@ class Maker:
         return net
 
     def export(self) -> None:
-        """Write the checkpoint and the judges from what is trained so far."""
+        """Write the checkpoint and the judges; parts that were not trained again stay."""
         words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM)
-        for module, name in ((words, "text"), (self.unet, "unet"), (self.taesd, "taesd")):
-            state = torch.load(BUILD / f"{name}.pt", weights_only=True, map_location="cpu")
-            module.load_state_dict(state["ema"])
+        linear, net = autoencoder.LinearAutoencoder(), judges.JudgeNet()
+        parts = {"text": words, "unet": self.unet, "taesd": self.taesd, "linear": linear}
+        for name, module in (*parts.items(), ("judges", net)):
+            path = BUILD / f"{name}.pt"
+            if path.exists():
+                state = torch.load(path, weights_only=True, map_location="cpu")
+                module.load_state_dict(state["ema"])
+        if (BUILD / "linear.pt").exists():
+            safetensors.torch.save_file(linear.state_dict(), LINEAR)
+        if (BUILD / "judges.pt").exists():
+            judges.save_judges(net)
         # ComfyUI divides what TAESD encodes by its scale: latents as Stable Diffusion's.
         self.taesd.vae_scale.data.fill_(architecture.MiniLatent.scale_factor)
         modules = {
@@ -147,10 +175,6 @@ class Maker:
         safetensors.torch.save_file(
             architecture.checkpoint_state_dict(modules, torch.float16), CHECKPOINT
         )
-        net = judges.JudgeNet()
-        state = torch.load(BUILD / "judges.pt", weights_only=True, map_location="cpu")
-        net.load_state_dict(state["ema"])
-        judges.save_judges(net)
 
 
 def main() -> None:
@@ -160,6 +184,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="one part: data, linear, text, unet, taesd, judges, export")
     parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")
+    parser.add_argument("--fresh", action="store_true", help="do not go on from the checkpoint")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
@@ -168,7 +193,7 @@ def main() -> None:
     for item in options.minutes:
         part, _, value = item.partition("=")
         budgets[part] = float(value)
-    maker = Maker(options.device, budgets)
+    maker = Maker(options.device, budgets, options.fresh)
     parts = {
         "data": lambda: maker.data(),
         "linear": maker.linear_autoencoder,
