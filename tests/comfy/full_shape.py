@@ -110,10 +110,7 @@ def peak_of(peaks: dict[str, int], phase: str) -> Iterator[None]:
 def main() -> None:
     spec = importlib.util.spec_from_file_location("conftest", TESTS / "conftest.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    from sefi_ide.tests.comfy import conftest  # noqa: F401  starts ComfyUI on the CPU
-
     import folder_paths
-    import nodes
     import torch
     from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
     from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
@@ -121,6 +118,9 @@ def main() -> None:
     from sefi_ide.sefi_core.comfyui.train import train_identity
     from sefi_ide.sefi_core.pictures import pair_photos
     from sefi_ide.sefi_core.training import TrainingSettings
+    from sefi_ide.tests.comfy import conftest  # noqa: F401  starts ComfyUI on the CPU
+
+    import nodes
 
     storage.register_model_folder()
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])

@@ -1,4 +1,4 @@
-"""The true shape of Stable Diffusion 1.5, in a process of its own so that memory can be measured."""
+"""Stable Diffusion 1.5 in its true shape, in a process of its own so that memory can be measured."""
 
 from __future__ import annotations
 
