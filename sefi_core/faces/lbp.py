@@ -43,8 +43,8 @@ BEST_WINDOWS = 9
 # tried, so the more evidence it needs: with each halving of its size. Who is in the company of
 # people needs less: a candidate as large as the median of at least two that are certain.
 MARGIN_PER_VOTE, MOST_VOTE = 8.0, 1.5
-NEEDED, NEEDED_PER_OCTAVE = 29.0, 4.0
-LESS_IN_COMPANY, AS_LARGE, LEAST_VOTE_IN_COMPANY = 13.0, 1.35, 0.4
+NEEDED, NEEDED_PER_OCTAVE = 27.0, 4.0
+LESS_IN_COMPANY, AS_LARGE, LEAST_VOTE_IN_COMPANY = 11.0, 1.35, 0.4
 LEAST_MARGIN = 15.0
 # Standard deviation in grey levels of 0 to 1; local binary patterns see shapes in any noise.
 LEAST_CONTRAST = 0.02

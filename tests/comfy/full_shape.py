@@ -6,6 +6,7 @@ samples, and prints one JSON object: what came out, and how much private memory 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -107,9 +108,15 @@ def peak_of(peaks: dict[str, int], phase: str) -> Iterator[None]:
         watcher.join()
 
 
-def main() -> None:
+def start_comfyui() -> None:
+    """On the CPU, with directories of its own, as for the tests of this folder."""
     spec = importlib.util.spec_from_file_location("conftest", TESTS / "conftest.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    importlib.import_module("sefi_ide.tests.comfy.conftest")
+
+
+def main() -> None:
+    start_comfyui()
     import folder_paths
     import torch
     from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
@@ -118,7 +125,6 @@ def main() -> None:
     from sefi_ide.sefi_core.comfyui.train import train_identity
     from sefi_ide.sefi_core.pictures import pair_photos
     from sefi_ide.sefi_core.training import TrainingSettings
-    from sefi_ide.tests.comfy import conftest  # noqa: F401  starts ComfyUI on the CPU
 
     import nodes
 

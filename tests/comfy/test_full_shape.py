@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 in its true shape, in a process of its own so that memory can be measured."""
+"""Stable Diffusion 1.5 in its true shape, in a process of its own to measure its memory."""
 
 from __future__ import annotations
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
-import comfy.weight_adapter
+import comfy.utils
+import folder_paths
 import pytest
 import torch
+from comfy_api.latest import io
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
+from sefi_ide.nodes.face_mask import SeFiFaceMask
+from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
@@ -28,7 +33,7 @@ WIDTH = random_checkpoint.architecture.CONTEXT_DIM
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
 
 HIDDEN = {
-    "hidden_inputs": {"unique_id": "7"},
+    "hidden_inputs": {io.Hidden.unique_id: "7"},
     "dynamic_paths": {},
     "dynamic_paths_default_value": {},
     "create_dynamic_tuple": False,
@@ -65,6 +70,17 @@ def run(models, photos=None, masks=None, **changes):
     node = SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN)
     with torch.inference_mode():
         return node.EXECUTE_NORMALIZED(**inputs).result
+
+
+def sample(model, clip, prompt: str) -> torch.Tensor:
+    """Latents of a prompt after three sampler steps."""
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
+    )
+    latent = {"samples": torch.zeros(1, CHANNELS, 8, 8)}
+    return comfy_nodes.common_ksampler(
+        model, 1, 3, 4.0, "euler", "normal", positive, negative, latent
+    )[0]["samples"]
 
 
 def same(one: Identity, other: Identity) -> bool:
@@ -199,25 +215,61 @@ def test_the_identity_goes_through_a_file_into_a_picture(models, trained, tmp_pa
     path.write_bytes(trained[0].to_bytes())
     identity = read_identity(path)
     assert identity.same_content(trained[0])
-    pictures = []
     with torch.inference_mode():
         patched = apply_identity(model, clip, AppliedIdentity(identity))
-        for text, (with_model, with_clip) in (
-            ("a photo of <anna>", patched),
-            ("a photo of person", patched),
-            ("a photo of person", (model, clip)),
-        ):
-            positive, negative = (
-                with_clip.encode_from_tokens_scheduled(with_clip.tokenize(prompt))
-                for prompt in (text, "")
+        pictures = [
+            vae.decode(sample(*pair, prompt))
+            for prompt, pair in (
+                ("a photo of <anna>", patched),
+                ("a photo of person", patched),
+                ("a photo of person", (model, clip)),
             )
-            latent = {"samples": torch.zeros(1, CHANNELS, 8, 8)}
-            sampled = comfy_nodes.common_ksampler(
-                with_model, 1, 3, 4.0, "euler", "normal", positive, negative, latent
-            )[0]["samples"]
-            pictures.append(vae.decode(sampled))
+        ]
     assert (pictures[0] - pictures[1]).abs().mean() > 1e-3
     torch.testing.assert_close(pictures[1], pictures[2])
+
+
+def test_the_astronaut_from_photo_to_picture(models, tmp_path, monkeypatch):
+    """A real photo goes through the face mask, training, a file and SeFi Apply Identity."""
+    data = pytest.importorskip("skimage.data")
+    with torch.inference_mode():
+        photo = torch.from_numpy(data.astronaut()).float()[None] / 255
+        mask, crop, crop_mask, count = SeFiFaceMask.execute(
+            photo, "lbp cascade", "largest", 0, "head", 0, 4, "error", 256, 0.2
+        ).result
+    assert count == 1
+    whole = run(models, [photo], [mask], steps=1, attention_target="both")[0]
+    identity = run(models, [crop], [crop_mask], steps=2, background_weight=0.1)[0]
+    assert not same(whole, identity)
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "sefi", ([str(tmp_path)], {".safetensors"})
+    )
+    with torch.inference_mode():
+        SeFiSaveIdentity.execute(identity, "astronaut", "error")
+        loaded = SeFiLoadIdentity.execute("astronaut.safetensors").result[0]
+        assert same(loaded, identity)
+        applied = SeFiApplyIdentity.execute(*models[:2], loaded, 1.0, 1.0, 0.0, 1.0).result
+        first, second = (
+            sample(*applied, prompt) for prompt in ("a photo of <anna>", "a photo of person")
+        )
+    assert torch.isfinite(first).all() and (first - second).abs().mean() > 1e-4
+
+
+def test_progress_and_previews_reach_the_user(models):
+    told = []
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: told.append((value, total, preview, node_id))
+    )
+    try:
+        run(models, steps=3, preview_every=1)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert told[-1][:2] == (3, 3)
+    assert {node_id for *_, node_id in told} == {"7"}
+    previews = [(value, preview) for value, _, preview, _ in told if preview is not None]
+    assert [value for value, _ in previews] == [1, 2]
+    assert previews[0][1][1].size == (64, 64)
+    assert previews[0][1][1].tobytes() != previews[1][1][1].tobytes()  # of the tokens as they are
 
 
 # --- what is trained is what is sampled -----------------------------------------------------------
