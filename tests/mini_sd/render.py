@@ -165,29 +165,17 @@ def _draw_person(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
                 ],
                 hair,
             )
-    c.polygon(
-        [
-            (x - 33 * s, 130),
-            (x - 29 * s, y + 1.45 * h),
-            (x - 9 * s, y + 1.2 * h),
-            (x + 9 * s, y + 1.2 * h),
-            (x + 29 * s, y + 1.45 * h),
-            (x + 33 * s, 130),
-        ],
-        clothes,
-    )
+    shoulders = [
+        (x - 33 * s, 130),
+        (x - 29 * s, y + 1.45 * h),
+        (x - 9 * s, y + 1.2 * h),
+        (x + 9 * s, y + 1.2 * h),
+        (x + 29 * s, y + 1.45 * h),
+        (x + 33 * s, 130),
+    ]
+    c.polygon(shoulders, clothes)
     c.box(x, y + 1.05 * h, 0.36 * w, 0.32 * h, shade(skin, 0.8), radius=2)
-    masks["body"].polygon(
-        [
-            (x - 33 * s, 130),
-            (x - 29 * s, y + 1.45 * h),
-            (x - 9 * s, y + 1.2 * h),
-            (x + 9 * s, y + 1.2 * h),
-            (x + 29 * s, y + 1.45 * h),
-            (x + 33 * s, 130),
-        ],
-        255,
-    )
+    masks["body"].polygon(shoulders, 255)
     masks["head"].ellipse(x, y - 0.05 * h, 1.15 * w, 1.12 * h, 255)
 
     # Ears, skull, jaw.
