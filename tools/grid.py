@@ -7,7 +7,7 @@ from textwrap import wrap
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 256  # pixels
-CAPTION = 44
+CAPTION = 62  # three lines
 MARGIN = 12
 BACKGROUND, INK = "white", "black"
 
@@ -48,5 +48,5 @@ def _place(
     font = ImageFont.load_default(size=15)
     draw = ImageDraw.Draw(sheet)
     middle = corner[0] + side // 2
-    for line, text in enumerate(wrap(caption, side // 8)[:2]):
+    for line, text in enumerate(wrap(caption, side // 8)[:3]):
         draw.text((middle, corner[1] + side + 4 + 18 * line), text, INK, font, anchor="ma")
