@@ -20,8 +20,6 @@ import torch
 
 MODEL_CHANNELS = 64
 CONTEXT_DIM = 128
-PICTURE_SIZE = 128  # pixels
-LATENT_SIZE = PICTURE_SIZE // 8
 # A face is a few latent cells wide here, not dozens: four channels would blur it.
 LATENT_CHANNELS = 12
 

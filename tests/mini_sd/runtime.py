@@ -59,9 +59,7 @@ class MiniSDRuntime:
         with torch.no_grad():
             return torch.cat([self.vae.decode(self.vae.encode(p)) for p in pictures.split(32)])
 
-    def sample(
-        self, captions: list[str], seed: int, batch: int = 8, size: int = 128
-    ) -> torch.Tensor:
+    def sample(self, captions: list[str], seed: int, size: int = 128) -> torch.Tensor:
         """One picture (size, size, 3) for each caption, stacked."""
         pictures = []
         negative = self.encode("")

@@ -7,7 +7,6 @@ Nothing here draws or trains; ``render.py`` draws a shot.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,8 +212,3 @@ def random_shot(rng: np.random.Generator, cast) -> Shot:
 def solo(look: Look, word: str, seed: int = 0, scene: str = "plain", **doing) -> Shot:
     """A picture of one individual; ``doing`` are fields of ``Actor``."""
     return Shot((Actor(look, word, **doing),), scene, seed)
-
-
-def replace_actor(shot: Shot, **changes) -> Shot:
-    """The same picture with its single actor changed."""
-    return dataclasses.replace(shot, actors=(dataclasses.replace(shot.actors[0], **changes),))
