@@ -22,7 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools import demo
+from tools import demo  # puts the miniature's modules on the path
+
+# isort: split
+from wishes import Wish, caption_of, pictures_of, random_wish, shot_of
+
 from tools.server import ComfyServer
 from tools.workflow import Prompt, nodes_of, to_prompt
 
@@ -38,7 +42,7 @@ def measure(server: ComfyServer, seed: int, identities: int, prompts: int) -> di
     """The figures of the main job on a running server that has the miniature."""
     judges = demo.judges.load_judges()
     rng = np.random.default_rng(10**6 + seed)
-    wishes = [_wish(rng) for _ in range(prompts)]
+    wishes = [random_wish(rng) for _ in range(prompts)]
     workflow = json.loads(demo.QUICK_START.read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, server.get("/object_info"))
     plain = _pictures(server, _adapted(server, prompt, seed), wishes, f"a {CLASS_WORD}")
@@ -74,25 +78,10 @@ def missed(figures: dict[str, float]) -> list[str]:
     return lines
 
 
-def _wish(rng: np.random.Generator) -> dict[str, str]:
-    """One to three prompted attributes."""
-    world = demo.world
-    values = {
-        "scene": world.SCENES[1:],
-        "object": world.OBJECTS[1:],
-        "expression": world.EXPRESSIONS[1:],
-        "eyes": ("closed",),
-    }
-    chosen = rng.choice(list(values), size=int(rng.integers(1, 4)), replace=False)
-    return {str(name): str(rng.choice(values[name])) for name in chosen}
-
-
-def _renders(look, wishes: list[dict[str, str]], seed: int) -> torch.Tensor:
-    shots = [
-        demo.shot(wish, look, CLASS_WORD, seed + 100 * number) for number, wish in enumerate(wishes)
-    ]
-    pictures = np.stack([demo.render.render(shot).picture for shot in shots])
-    return torch.from_numpy(pictures).float() / 255
+def _renders(look, wishes: list[Wish], seed: int) -> torch.Tensor:
+    return pictures_of(
+        [shot_of(look, CLASS_WORD, wish, seed + 100 * n) for n, wish in enumerate(wishes)]
+    )
 
 
 def _adapted(server: ComfyServer, prompt: Prompt, seed: int) -> Prompt:
@@ -106,14 +95,12 @@ def _adapted(server: ComfyServer, prompt: Prompt, seed: int) -> Prompt:
     return adapted
 
 
-def _pictures(
-    server: ComfyServer, prompt: Prompt, wishes: list[dict[str, str]], word: str
-) -> torch.Tensor:
+def _pictures(server: ComfyServer, prompt: Prompt, wishes: list[Wish], word: str) -> torch.Tensor:
     """One picture (128, 128, 3) per wish, drawn by the server; trains first if need be."""
     pictures = []
     for number, wish in enumerate(wishes):
         wished = copy.deepcopy(prompt)
-        demo.positive_text(wished)["text"] = demo.caption(wish, word.removeprefix("a "))
+        demo.positive_text(wished)["text"] = caption_of(wish, word.removeprefix("a "))
         nodes_of(wished, "KSampler")[0]["inputs"]["seed"] = number
         if not word.startswith("<"):  # the class word needs no training
             _bypass_identity(wished)

@@ -159,7 +159,9 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(PARAMETRISATIONS),
             default=DEFAULTS.parametrisation,
             advanced=True,
-            tooltip="Optimise the vectors themselves, or a self-attention block that makes them.",
+            tooltip="direct: vectors of their own for K and for V. shared: the same for both, as "
+            "in textual inversion (with 1 stage) and ProSpect. self-attention: a small block makes "
+            "the vectors; it wants a learning_rate of 0.0005 or so.",
         ),
         io.Float.Input(
             "learning_rate",

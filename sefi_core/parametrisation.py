@@ -12,11 +12,11 @@ Vectors = dict[str, torch.Tensor]
 
 Start = Mapping[str, torch.Tensor]
 
-PARAMETRISATIONS = ("direct", "self-attention")
+PARAMETRISATIONS = ("direct", "shared", "self-attention")
 
 
 class DirectVectors(nn.Module):
-    """The K and V vectors are the parameters, as in textual inversion."""
+    """The K and V vectors are the parameters."""
 
     def __init__(self, keys: Start, values: Start) -> None:
         super().__init__()
@@ -28,6 +28,20 @@ class DirectVectors(nn.Module):
     def forward(self) -> tuple[Vectors, Vectors]:
         """The current (keys, values)."""
         return dict(self.keys), dict(self.values)
+
+
+class SharedVectors(nn.Module):
+    """The same vectors for K and V: textual inversion, and ProSpect with more than one stage."""
+
+    def __init__(self, keys: Start, values: Start) -> None:
+        super().__init__()
+        middle = {name: torch.lerp(keys[name], values[name], 0.5).detach() for name in keys}
+        self.vectors = nn.ParameterDict(middle)
+
+    def forward(self) -> tuple[Vectors, Vectors]:
+        """The current (keys, values), one and the same dict."""
+        vectors = dict(self.vectors)
+        return vectors, vectors
 
 
 class SelfAttentionVectors(nn.Module):
@@ -85,4 +99,5 @@ def build_parametrisation(kind: str, keys: Start, values: Start, seed: int) -> n
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"direct": DirectVectors, "self-attention": SelfAttentionVectors}[kind](keys, values)
+        kinds = (DirectVectors, SharedVectors, SelfAttentionVectors)
+        return dict(zip(PARAMETRISATIONS, kinds, strict=True))[kind](keys, values)

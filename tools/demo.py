@@ -33,6 +33,7 @@ sys.path.append(str(MINI_SD))  # its modules import one another
 import judges  # noqa: E402
 import render  # noqa: E402
 import world  # noqa: E402
+from wishes import caption_of, shot_of  # noqa: E402
 
 OUTPUT = REPOSITORY / "output" / "demo"
 QUICK_START = REPOSITORY / "workflows" / "quick_start.json"
@@ -79,7 +80,7 @@ def main() -> None:
             identity = next(Path(directory, "models", "sefi").glob("*.safetensors"))
             shutil.copy(identity, OUTPUT)
 
-    captions = [caption(wish, f"<{NAME}>") for wish in WISHES]
+    captions = [caption_of(wish, f"<{NAME}>") for wish in WISHES]
     labelled_grid(Image.open(portrait), pictures, captions).save(OUTPUT / "grid.png")
     figures = {
         "images": len(pictures),
@@ -123,7 +124,7 @@ def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Imag
     (OUTPUT / "mask.png").write_bytes(run.pictures("MaskPreview")[0])
     pictures = []
     for number, wish in enumerate(WISHES, start=1):
-        words = caption(wish, f"<{NAME}>")
+        words = caption_of(wish, f"<{NAME}>")
         wished = copy.deepcopy(prompt)
         positive_text(wished)["text"] = words
         run = server.run(wished)
@@ -143,24 +144,6 @@ def positive_text(prompt: Prompt) -> dict:
     return prompt[sampler["inputs"]["positive"][0]]["inputs"]
 
 
-def caption(wish: dict[str, str], word: str) -> str:
-    """The prompt for a wish, in the miniature's own grammar."""
-    return shot(wish, None, word, seed=0).caption()
-
-
-def shot(wish: dict[str, str], look: world.Look | None, word: str, seed: int) -> world.Shot:
-    """What the miniature's world calls a picture of the wish."""
-    return world.solo(
-        look,
-        word,
-        seed,
-        scene=wish.get("scene", "plain"),
-        expression=wish.get("expression", "neutral"),
-        eyes_closed=wish.get("eyes") == "closed",
-        holds=wish.get("object", "none"),
-    )
-
-
 def draw(seed: int, what: str) -> np.ndarray:
     """Pictures of the drawn person that ``seed`` chooses; the miniature has never seen them.
 
@@ -172,7 +155,7 @@ def draw(seed: int, what: str) -> np.ndarray:
         return render.render(world.solo(look, "person", seed)).picture
     return np.stack(
         [
-            render.render(shot(wish, look, "person", seed + number)).picture
+            render.render(shot_of(look, "person", wish, seed + number)).picture
             for number, wish in enumerate(WISHES, start=1)
         ]
     )

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 import world
 from dataset import Cast, make_dataset
 from judges import Judges, load_judges
-from render import render
 from runtime import MiniSDRuntime
 from unet import AttentionRecorder, alphas_cumprod, word_regions
+from wishes import caption_of, pictures_of, random_wish, shot_of
 
 log = logging.getLogger("mini_sd")
 
@@ -34,34 +34,6 @@ BARS = {
 }
 LEAK_TIMESTEPS = (200, 400, 600)
 GALLERY = 50
-
-
-def random_wishes(rng: np.random.Generator) -> dict[str, str]:
-    """One to three prompted attributes."""
-    values = {
-        "scene": world.SCENES[1:], "object": world.OBJECTS[1:],
-        "expression": world.EXPRESSIONS[1:], "eyes": ("closed",),
-    }  # fmt: skip
-    chosen = rng.choice(list(values), size=rng.integers(1, 4), replace=False)
-    return {name: str(rng.choice(values[name])) for name in chosen}
-
-
-def shot_of(look: world.Look, word: str, wishes: dict[str, str], seed: int) -> world.Shot:
-    """The shot that shows an individual with the prompted attributes."""
-    return world.solo(
-        look,
-        word,
-        seed=seed,
-        scene=wishes.get("scene", "plain"),
-        expression=wishes.get("expression", "neutral"),
-        eyes_closed=wishes.get("eyes") == "closed",
-        holds=wishes.get("object", "none"),
-    )
-
-
-def pictures_of(shots: list[world.Shot]) -> torch.Tensor:
-    """Renders (B, 128, 128, 3) in [0, 1]."""
-    return torch.stack([torch.from_numpy(render(s).picture.copy()).float() / 255 for s in shots])
 
 
 def random_shots(count: int, rng: np.random.Generator, seed: int) -> tuple[list, list]:
@@ -103,17 +75,11 @@ def check_judges(mini: MiniSDRuntime, judges: Judges, seed: int) -> dict[str, fl
 def _twin_pairs(count: int, rng, seed: int):
     """Pictures of someone, of the same one again, and of another with the same hair and skin."""
     sets = [[], [], []]
-    hair = [list(world.PERSON_CHOICES).index(n) for n in ("hair", "hair_colour")]
-    skin = world.PERSON_MEASURES.index("skin")
     for i in range(count):
-        look, other = (world.unseen_look(seed + 5000 + k * count + i) for k in range(2))
-        measures, choices = list(other.measures), list(other.choices)
-        measures[skin] = look.measures[skin]
-        for j in hair:
-            choices[j] = look.choices[j]
-        other = world.Look("person", tuple(measures), tuple(choices))
+        look = world.unseen_look(seed + 5000 + i)
+        other = world.twin_look(look, rng)
         for group, who in zip(sets, (look, look, other), strict=True):
-            group.append(shot_of(who, "person", random_wishes(rng), int(rng.integers(2**31))))
+            group.append(shot_of(who, "person", random_wish(rng), int(rng.integers(2**31))))
     return [pictures_of(shots) for shots in sets]
 
 
@@ -128,8 +94,8 @@ def auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
 def check_prompts(mini: MiniSDRuntime, judges: Judges, seed: int, count: int = 96) -> dict:
     """Share of the prompted attributes found in pictures of the class word."""
     rng = np.random.default_rng(seed)
-    wishes = [random_wishes(rng) for _ in range(count)]
-    captions = [shot_of(world.unseen_look(0), "person", w, 0).caption() for w in wishes]
+    wishes = [random_wish(rng) for _ in range(count)]
+    captions = [caption_of(wish, "person") for wish in wishes]
     pictures = mini.sample(captions, seed=seed)
     found = judges.found(pictures, wishes)
     by_name: dict[str, list[bool]] = {}
@@ -148,16 +114,11 @@ def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 
     gallery = []
     for name in names:
         shots = [
-            shot_of(looks[name], name, random_wishes(rng), int(rng.integers(2**31)))
-            for _ in range(6)
+            shot_of(looks[name], name, random_wish(rng), int(rng.integers(2**31))) for _ in range(6)
         ]
         gallery.append(F.normalize(judges.identity_embeddings(pictures_of(shots)).mean(0), dim=-1))
     gallery = torch.stack(gallery)
-    captions = [
-        shot_of(looks[name], name, random_wishes(rng), 0).caption()
-        for name in names
-        for _ in range(per_name)
-    ]
+    captions = [caption_of(random_wish(rng), name) for name in names for _ in range(per_name)]
     scores = judges.identity_embeddings(mini.sample(captions, seed=seed)) @ gallery.T
     own = torch.arange(GALLERY).repeat_interleave(per_name)
     log.info("names: own cosine %.3f", scores[torch.arange(len(own)), own].mean())

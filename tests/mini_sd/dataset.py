@@ -7,6 +7,7 @@ for people that have no name in the vocabulary (see ``text_encoder.py``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -138,11 +139,43 @@ def make_dataset(count: int, seed: int, cast: Cast | None = None) -> Dataset:
     """Draw ``count`` random shots. Seeds of training stay below 10**6."""
     rng = np.random.default_rng(seed)
     cast = cast or Cast()
+
+    def shots():
+        for _ in range(count):
+            cast.slots = 0
+            yield world.random_shot(rng, cast)
+
+    return _dataset(shots(), rng)
+
+
+TWINS, SHOTS_EACH = 4, 4
+
+
+def make_families(count: int, seed: int) -> tuple[Dataset, torch.Tensor]:
+    """Pictures of ``count`` families of ``TWINS`` individuals that share hair and skin.
+
+    Returns the pictures, ``SHOTS_EACH`` of every individual one after the other, and who is in
+    each, (N,).
+    """
+    rng = np.random.default_rng(seed)
+
+    def shots():
+        for _ in range(count):
+            kind = "robot" if rng.random() < 0.15 else "person"
+            first = world.random_look(rng, kind)
+            family = [first, *(world.twin_look(first, rng) for _ in range(TWINS - 1))]
+            for look in family:
+                for _ in range(SHOTS_EACH):
+                    yield world.random_shot(rng, lambda *_, who=look: (who.kind, who), pairs=0.0)
+
+    people = torch.arange(count * TWINS).repeat_interleave(SHOTS_EACH)
+    return _dataset(shots(), rng), people
+
+
+def _dataset(shots: Iterable[world.Shot], rng: np.random.Generator) -> Dataset:
     columns: dict[str, list] = {f.name: [] for f in fields(Dataset)}
     captions, subjects = [], []
-    for _ in range(count):
-        cast.slots = 0
-        shot = world.random_shot(rng, cast)
+    for shot in shots:
         _describe(shot, rng, columns, captions, subjects)
     encoded = encode_captions(captions, subjects)
     columns.update(ids=encoded.ids, roles=encoded.roles, actors=encoded.actors)

@@ -1,9 +1,10 @@
 """Two judges: who is in a picture, and what does it show.
 
-The identity judge regresses a look's code from a picture; the vector it gives is the
-identity embedding, compared by cosine. The attribute judge classifies scene, object,
-expression and eyes. They are two outputs of one small network, which halves the cost of
-training them. Pictures are as samplers make them, (B, 128, 128, 3) in [0, 1].
+The identity judge gives an embedding, compared by cosine. As face recognisers do, it learns from
+pictures of the same individual against pictures of others, the hardest of which share hair and
+skin. The attribute judge classifies scene, object, expression and eyes. They are outputs of one
+small network, which halves the cost of training them; a third output, the look's code, only helps
+it learn. Pictures are as samplers make them, (B, 128, 128, 3) in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import world
 from torch import nn
 
 WEIGHTS = Path(__file__).parent / "judges.safetensors"
+EMBEDDING_DIM = 64
+TEMPERATURE = 0.1
 ATTRIBUTES = {
     "expression": world.EXPRESSIONS,
     "eyes": ("open", "closed"),
@@ -40,10 +43,10 @@ class _Residual(nn.Module):
 
 
 class JudgeNet(nn.Sequential):
-    """Pictures (B, 3, 128, 128) in [0, 1] to identity codes and attribute scores, side by side."""
+    """Pictures (B, 3, 128, 128) in [0, 1] to all outputs side by side, see ``_split``."""
 
     def __init__(self):
-        outputs = world.IDENTITY_DIM + sum(len(values) for values in ATTRIBUTES.values())
+        outputs = sum(_sizes())
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
         previous = 12
         for width in (32, 64, 96, 128):
@@ -74,7 +77,7 @@ class Judges:
 
     @torch.no_grad()
     def identity_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Identity embeddings (B, IDENTITY_DIM) of unit length."""
+        """Identity embeddings (B, EMBEDDING_DIM) of unit length."""
         return F.normalize(self._outputs(pictures)[0], dim=-1)
 
     def identity_similarity(self, pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -84,13 +87,13 @@ class Judges:
 
     @torch.no_grad()
     def _outputs(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Identity codes, then the scores of each of ``ATTRIBUTES``."""
+        """See ``_split``."""
         pictures = _channels_first(pictures)
         return _split(torch.cat([self.net(part) for part in pictures.split(64)]))
 
     def read(self, pictures: torch.Tensor) -> dict[str, list[str]]:
         """What each picture shows: the most likely value of each of ``ATTRIBUTES``."""
-        scores = self._outputs(pictures)[1:]
+        scores = self._outputs(pictures)[2:]
         return {
             name: [values[i] for i in part.argmax(dim=-1).tolist()]
             for (name, values), part in zip(ATTRIBUTES.items(), scores, strict=True)
@@ -117,9 +120,13 @@ def _channels_first(pictures: torch.Tensor) -> torch.Tensor:
     return pictures
 
 
+def _sizes() -> list[int]:
+    return [EMBEDDING_DIM, world.IDENTITY_DIM, *(len(values) for values in ATTRIBUTES.values())]
+
+
 def _split(outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    sizes = [world.IDENTITY_DIM, *(len(values) for values in ATTRIBUTES.values())]
-    return outputs.split(sizes, dim=-1)
+    """Identity embeddings, codes of the looks, then the scores of each of ``ATTRIBUTES``."""
+    return outputs.split(_sizes(), dim=-1)
 
 
 def load_judges(path: Path = WEIGHTS) -> Judges:
@@ -135,17 +142,29 @@ def save_judges(net: JudgeNet, path: Path = WEIGHTS) -> None:
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
 
 
-def judge_step(net: JudgeNet, data, rows, round_trip) -> torch.Tensor:
-    """Training loss on pictures of one actor, half of them as a VAE returns them."""
+def judge_step(net: JudgeNet, data, rows, people, round_trip) -> torch.Tensor:
+    """Training loss on pictures of one actor, a random half of them as a VAE returns them.
+
+    ``people`` (B,) tells who is in each picture.
+    """
     pictures = data.pictures[rows].float() / 255
-    half = len(rows) // 2
+    decoded = torch.rand(len(rows)) < 0.5
     with torch.no_grad():
-        pictures[:half] = round_trip(pictures[:half])
+        pictures[decoded] = round_trip(pictures[decoded])
     pictures = pictures + 0.02 * torch.randn_like(pictures)
-    code, *scores = _split(net(pictures))
+    embedding, code, *scores = _split(net(pictures))
     said = data.said[rows, 0]
     targets = (said[:, 0], said[:, 1], said[:, 2], data.scenes[rows])
-    loss = 20 * (code - data.looks[rows, 0]).square().mean()
+    loss = 20 * (code - data.looks[rows, 0]).square().mean() + _contrast(embedding, people)
     for score, target in zip(scores, targets, strict=True):
         loss = loss + F.cross_entropy(score, target, label_smoothing=0.02)
     return loss
+
+
+def _contrast(embedding: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
+    """Supervised contrastive loss: pictures of one individual against all others of the batch."""
+    embedding = F.normalize(embedding, dim=-1)
+    itself = torch.eye(len(people), dtype=torch.bool)
+    scores = (embedding @ embedding.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    same = (people[:, None] == people[None]) & ~itself
+    return -scores.log_softmax(dim=-1)[same].mean()

@@ -23,13 +23,14 @@ import safetensors.torch
 import text_encoder
 import torch
 import unet
-from dataset import END, Dataset, make_dataset
+from dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
 from runtime import CHECKPOINT, ROOT
 from training_loop import train
 
 BUILD = ROOT / "build" / "mini_sd"
 LINEAR = CHECKPOINT.with_name("linear.safetensors")
-PICTURES_PER_SHARD, SHARDS = 16_000, 2
+PICTURES_PER_SHARD, SHARDS = 16_000, 4
+FAMILIES = 1200
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
            "judges": 20.0}  # fmt: skip
 LATENT_CHUNK = 128
@@ -115,8 +116,8 @@ class Maker:
         """The U-Net, on the linear autoencoder's latents and the frozen text states."""
         words = self.text_encoder(data)
         task = unet.UNetTask(self.unet, words, data, self.latents(data), self.device, seed=2)
-        batch = 16 if self.device.type == "cpu" else 128
-        train(self.unet, lambda _: task.step(batch), BUILD / "unet.pt", self.minutes["unet"], 6e-4)
+        batch = 32 if self.device.type == "cpu" else 128
+        train(self.unet, lambda _: task.step(batch), BUILD / "unet.pt", self.minutes["unet"], 8e-4)
 
     def train_taesd(self) -> None:
         """TAESD's decoder, from the linear one on; its encoder stays linear."""
@@ -133,11 +134,13 @@ class Maker:
         path = BUILD / "taesd.pt"
         train(taesd, step, path, self.minutes["taesd"], 6e-4, average=0.99, weight_decay=0.0)
 
-    def train_judges(self) -> judges.JudgeNet:
-        """The judges, on pictures of one actor."""
-        linear, net = self.linear_autoencoder(), judges.JudgeNet().to(self.device)
-        data = self.data()
-        single = (data.kinds[:, 1] < 0).nonzero()[:, 0]
+    def train_judges(self) -> None:
+        """The judges, on families whose members share hair and skin."""
+        linear, net = self.linear_autoencoder(), judges.JudgeNet()
+        if self.resumed:
+            net.load_state_dict(judges.load_judges().net.state_dict())
+        net.to(self.device)
+        data, people = make_families(FAMILIES, seed=200)
 
         def round_trip(pictures):
             latents = linear.encode(pictures)
@@ -145,11 +148,11 @@ class Maker:
             return linear.decode(latents + noise).clamp(0, 1)
 
         def step(_):
-            rows = single[torch.randint(len(single), (32,), generator=self.generator)]
-            return judges.judge_step(net, data, rows, round_trip)
+            families = torch.randint(FAMILIES, (3, 1), generator=self.generator)
+            rows = (families * TWINS * SHOTS_EACH + torch.arange(TWINS * SHOTS_EACH)).flatten()
+            return judges.judge_step(net, data, rows, people[rows], round_trip)
 
         train(net, step, BUILD / "judges.pt", self.minutes["judges"], 2e-3, average=0.99)
-        return net
 
     def export(self) -> None:
         """Write the checkpoint and the judges; parts that were not trained again stay."""

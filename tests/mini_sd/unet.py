@@ -15,6 +15,8 @@ from torch import nn
 LOCALITY_WEIGHT = 0.1
 SNR_CAP = 5.0  # min-SNR weighting
 CAPTION_DROPOUT = 0.1
+# A head is a sixth of the picture, and shows what a name, an expression and closed eyes say.
+HEAD_WEIGHT = 4.0
 HEAD, BODY, OBJECT = range(3)
 
 
@@ -120,7 +122,10 @@ class UNetTask:
         )
         snr = self.alphas[t] / (1 - self.alphas[t])
         weight = (snr.clamp(max=SNR_CAP) / snr).to(device)
-        errors = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
+        heads = self.data.regions[rows, :, HEAD].amax(dim=1, keepdim=True).float() / 255
+        area = 1 + HEAD_WEIGHT * heads
+        area = (area / area.mean(dim=(2, 3), keepdim=True)).to(device)
+        errors = (area * (predicted - noise.to(device)).square()).mean(dim=(1, 2, 3))
         maps = self.recorder.take()
         finest = latents.shape[-1] // 2
         return (weight * errors).mean() + LOCALITY_WEIGHT * outside_share(

@@ -104,6 +104,7 @@ _KINDS = (
     ("person", PERSON_MEASURES, PERSON_CHOICES),
     ("robot", ROBOT_MEASURES, ROBOT_CHOICES),
 )
+_TWINS_SHARE = ("skin", "hair", "hair_colour", "shade", "colour")
 IDENTITY_DIM = sum(len(m) + sum(len(v) for v in c.values()) for _, m, c in _KINDS)
 
 
@@ -122,6 +123,19 @@ def random_look(rng: np.random.Generator, kind: str = "person") -> Look:
             int(rng.choice(len(values), p=probabilities.get(name)))
             for name, values in options.items()
         ),
+    )
+
+
+def twin_look(look: Look, rng: np.random.Generator) -> Look:
+    """Another individual with the same hair and skin (a robot: the same colour)."""
+    _, names, options = next(k for k in _KINDS if k[0] == look.kind)
+    other = random_look(rng, look.kind)
+    measures = zip(names, look.measures, other.measures, strict=True)
+    choices = zip(options, look.choices, other.choices, strict=True)
+    return Look(
+        look.kind,
+        tuple(mine if name in _TWINS_SHARE else its for name, mine, its in measures),
+        tuple(mine if name in _TWINS_SHARE else its for name, mine, its in choices),
     )
 
 
@@ -187,10 +201,13 @@ class Shot:
         return " ".join(word for word in words if word)
 
 
-def random_shot(rng: np.random.Generator, cast) -> Shot:
-    """Draw a training picture. ``cast(rng, kind)`` gives ``(word, look)`` of one actor."""
+def random_shot(rng: np.random.Generator, cast, pairs: float = 0.10) -> Shot:
+    """Draw a training picture. ``cast(rng, kind)`` gives ``(word, look)`` of one actor.
+
+    ``pairs`` is the share of pictures with two actors.
+    """
     kind = "robot" if rng.random() < 0.15 else "person"
-    together = rng.random() < 0.10
+    together = rng.random() < pairs
     places = ("left", "right") if together else (str(rng.choice(PLACES, p=(0.6, 0.2, 0.2))),)
     actors = []
     for place in places:

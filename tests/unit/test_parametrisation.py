@@ -1,4 +1,4 @@
-"""Both parametrisations begin at the start vectors and can be trained."""
+"""All parametrisations begin at the start vectors and can be trained."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def kind(request) -> str:
 
 def test_training_begins_at_the_start_vectors(kind):
     start = start_vectors()
+    if kind == "shared":  # as for every new identity: the class word's embedding for both
+        start = start[0], start[0]
     for made, given in zip(build_parametrisation(kind, *start, seed=1)(), start, strict=True):
         assert made.keys() == given.keys()
         for encoder in given:
@@ -40,11 +42,17 @@ def test_training_begins_at_the_start_vectors(kind):
 
 
 def test_every_stage_role_and_encoder_can_be_learned(kind):
-    """From one start, 2 * STAGES different targets for each encoder are reached."""
+    """From one start, 2 * STAGES different targets for each encoder are reached.
+
+    Shared vectors have STAGES of them.
+    """
     word = {encoder: torch.ones(STAGES, VECTORS, width) for encoder, width in WIDTHS.items()}
     targets = start_vectors(seed=5)
+    if kind == "shared":
+        targets = targets[0], targets[0]
     parameters = build_parametrisation(kind, word, word, seed=1)
-    optimizer = torch.optim.AdamW(parameters.parameters(), 3e-3 if kind != "direct" else 5e-2)
+    rate = 3e-3 if kind == "self-attention" else 5e-2
+    optimizer = torch.optim.AdamW(parameters.parameters(), rate)
 
     def error() -> torch.Tensor:
         return sum(
@@ -77,6 +85,16 @@ def test_the_seed_decides_and_the_global_state_does_not(kind):
         assert torch.equal(before, torch.get_rng_state())
         states.append(parameters.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_shared_vectors_stay_the_same_for_keys_and_values():
+    parameters = build_parametrisation("shared", *start_vectors(), seed=0)
+    optimizer = torch.optim.AdamW(parameters.parameters(), 0.1)
+    loss_of(parameters, role=0, stage=1).backward()
+    optimizer.step()
+    keys, values = parameters()
+    for encoder in WIDTHS:
+        assert torch.equal(keys[encoder], values[encoder])
 
 
 def test_direct_vectors_are_independent():
