@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-ablations bench-cost
 
 setup:
 	@bash tools/setup.sh
@@ -26,3 +26,12 @@ mini-sd-check: setup
 
 main-job: setup
 	@$(PYTHON) -m benchmarks.main_job
+
+bench-quality: setup
+	@$(PYTHON) -m benchmarks.quality
+
+bench-ablations: setup
+	@$(PYTHON) -m benchmarks.ablations
+
+bench-cost: setup
+	@$(PYTHON) -m benchmarks.cost

@@ -11,8 +11,9 @@ def attention_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> tor
     ``q`` is (B, pixels, heads * d) and ``k`` (B, tokens, heads * d), as ComfyUI's attention
     patches get them.
     """
-    q, k = (split_heads(tensor, heads) for tensor in (q.float(), k.float()))
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    scale = (q.shape[-1] // heads) ** -0.5  # of the queries, the smaller tensor
+    q, k = (split_heads(tensor, heads) for tensor in (q.float() * scale, k.float()))
+    return (q @ k.transpose(-1, -2)).softmax(dim=-1)
 
 
 def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

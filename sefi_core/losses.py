@@ -70,23 +70,19 @@ def attention_loss(
     count: "all", the "placeholder", or its "context".
     """
     total = placeholder.new_zeros((), dtype=torch.float32)
+    chosen = placeholder[:, None, None, :]  # over heads and pixels
     for layer in layers:
-        reference = layer.reference.detach()
-        chosen = placeholder[:, None, None, :]  # over heads and pixels
-        if face is not None and target != "reference map":
+        seen, wanted = layer.target, layer.reference.detach()
+        if target != "reference map":
             inside = F.adaptive_avg_pool2d(face, layer.size).flatten(2)[..., None]
-            leak = layer.target * (1.0 - inside)
         if target == "face mask":
-            difference = torch.where(chosen, leak, torch.zeros_like(leak))
-        else:
-            difference = layer.target - reference
-            if target == "both":
-                restricted = layer.target - reference * inside
-                difference = torch.where(chosen, restricted, difference)
-        if tokens == "placeholder":
-            difference = torch.where(chosen, difference, torch.zeros_like(difference))
-        elif tokens == "context":
-            difference = torch.where(chosen, torch.zeros_like(difference), difference)
+            seen, wanted = torch.where(chosen, seen * (1.0 - inside), 0.0), torch.zeros_like(wanted)
+        elif target == "both":
+            wanted = torch.where(chosen, wanted * inside, wanted)
+        if tokens != "all":
+            counted = chosen if tokens == "placeholder" else ~chosen
+            seen, wanted = (torch.where(counted, maps, 0.0) for maps in (seen, wanted))
         grid = 32 * 32 / (layer.size[0] * layer.size[1])
-        total = total + grid * difference.square().sum(dim=(2, 3)).mean()
+        maps = seen.shape[0] * seen.shape[1]
+        total = total + F.mse_loss(seen, wanted, reduction="sum") * (grid / maps)
     return total / max(len(layers), 1)

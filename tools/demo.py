@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
-    """Put the photo, the checkpoint and, for the miniature, its picture size into the graph."""
+    """Put photo and checkpoint into the graph and, for the miniature, its size and guidance."""
     for node in nodes_of(prompt, "LoadImage"):
         node["inputs"]["image"] = photo
     for node in nodes_of(prompt, "CheckpointLoaderSimple"):
@@ -107,6 +107,14 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
             node["inputs"] |= {"width": 128, "height": 128}
         for node in nodes_of(prompt, "SeFiTrainIdentity"):
             node["inputs"]["resolution"] = 128
+        for node in nodes_of(prompt, "KSampler"):
+            # What its own check draws with; more guidance overshoots the plain drawings.
+            node["inputs"] |= {
+                "steps": 20,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+            }
         for node in nodes_of(prompt, "SeFiFaceMask"):
             # The cascade is made for photos and misses many of the drawn faces.
             node["inputs"]["none_found"] = "whole picture"

@@ -84,6 +84,7 @@ class ComfyPredictor:
         self.prompts = [
             self.clip.tokenize(expand_template(template, identity.name)) for template in templates
         ]
+        self.columns = [_columns_of(prompt) for prompt in self.prompts]
         base = self.model.model
         self.dtype = DTYPES.get(dtype, base.get_dtype_inference())
         self.sampling = base.model_sampling
@@ -160,14 +161,17 @@ class ComfyPredictor:
         All prompts go through the text encoder in one batch, as if they were chunks of one.
         """
         prompts = []
-        for vectors in (keys, values):
+        for vectors in (keys,) if values is keys else (keys, values):
             for stage, template in zip(stages, templates, strict=True):
                 rows = {encoder: tensor[stage] for encoder, tensor in vectors.items()}
                 prompts.append(substitute(self.prompts[template], {self.name: rows}))
         encoded = self._encode(prompts)
         length = max(context.shape[1] for context in encoded)
-        encoded = [_repeated(context, length) for context in encoded]
-        return torch.cat(encoded[: len(stages)]), torch.cat(encoded[len(stages) :])
+        context_k, *rest = (
+            _stacked(encoded[first : first + len(stages)], length)
+            for first in range(0, len(encoded), len(stages))
+        )
+        return context_k, rest[0] if rest else context_k
 
     def _encode(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
         """The contexts (1, tokens, width) of several prompts."""
@@ -180,18 +184,9 @@ class ComfyPredictor:
         return list(context.split(sizes, dim=1))
 
     def _placeholder_columns(self, templates: list[int]) -> torch.Tensor:
-        rows = [
-            torch.tensor(
-                [
-                    isinstance(item, PlaceholderToken)
-                    for chunk in next(iter(self.prompts[template].values()))
-                    for item, *_ in chunk
-                ]
-            )[None, :, None]
-            for template in templates
-        ]
-        length = max(row.shape[1] for row in rows)
-        return torch.cat([_repeated(row, length) for row in rows])[..., 0]
+        """Which tokens (B, tokens) of the samples' prompts are the placeholder's."""
+        rows = [self.columns[template] for template in templates]
+        return _stacked(rows, max(row.shape[1] for row in rows))[..., 0]
 
 
 class _Recorder:
@@ -240,8 +235,7 @@ class _Recorder:
         block = (*extra["block"], extra["block_index"])
         with torch.no_grad():
             keys = [self.predictor.reference_key(t, block) for t in self.templates]
-            length = k.shape[1]
-            reference_k = torch.cat([_repeated(key, length) for key in keys])
+            reference_k = _stacked(keys, k.shape[1])
             reference = attention_probabilities(q, reference_k, heads)
         self.pairs.append(MapPair(target, reference, (height, width)))
         return attend(target, v)
@@ -251,11 +245,23 @@ def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
-def _repeated(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """(1, tokens, width) repeated to ``length`` tokens, as ComfyUI's ``CONDCrossAttn`` does."""
-    if length % tensor.shape[1]:
+def _columns_of(prompt: Tokens) -> torch.Tensor:
+    """Which tokens of a prompt are placeholders, (1, tokens, 1)."""
+    chunks = next(iter(prompt.values()))
+    marked = [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
+    return torch.tensor(marked)[None, :, None]
+
+
+def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """Prompts (1, tokens, width) as one batch (B, length, width).
+
+    Shorter ones are repeated, as ComfyUI's ``CONDCrossAttn`` does.
+    """
+    if any(length % tensor.shape[1] for tensor in tensors):
         raise SeFiError(
             "the prompt templates have lengths that do not fit together in one batch: shorten the "
             "long ones to 75 tokens, or set batch_size to 1"
         )
-    return tensor.repeat(1, length // tensor.shape[1], 1)
+    if len(tensors) == 1 and tensors[0].shape[1] == length:
+        return tensors[0]
+    return torch.cat([tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors])

@@ -2,9 +2,9 @@
 
 ComfyUI loads weights in inference mode, casts them layer by layer and may move them at any time,
 so autograd can neither save nor trust them. Inside :func:`differentiable` every linear and
-convolution layer therefore fetches its weight anew in the backward pass, through the same
-``cast_bias_weight`` as in the forward pass: LoRA patches, offloading and lower precision behave
-as in sampling, and not one byte of weights is saved for the backward pass.
+convolution layer therefore fetches its weight anew in the backward pass, as ComfyUI would for a
+forward pass: LoRA patches, offloading and lower precision behave as in sampling, and not one byte
+of weights is saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.clip_model import CLIPLayer
-from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -30,13 +30,14 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
         ctx.layer = layer
-        with _cast(layer, x) as (weight, bias):
-            return F.linear(x, weight, bias)
+        return _linear_output(layer, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        with _cast(ctx.layer, gradient) as (weight, _):
-            return gradient @ weight, None
+        weight, bias, stream = _fetch(ctx.layer, gradient)
+        output = gradient @ weight
+        comfy.ops.uncast_bias_weight(ctx.layer, weight, bias, stream)
+        return output, None
 
 
 class _FrozenConv2d(torch.autograd.Function):
@@ -45,56 +46,102 @@ class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        with _cast(layer, x) as (weight, bias):
-            return layer._conv_forward(x, weight, bias)
+        return _conv2d_output(layer, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         layer = ctx.layer
-        with _cast(layer, gradient) as (weight, _):
-            return nn.grad.conv2d_input(
-                ctx.shape,
-                weight,
-                gradient,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.groups,
-            ), None
-
-
-@contextmanager
-def _cast(
-    layer: nn.Module, like: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """A layer's weight and bias as ComfyUI would use them on the tensor ``like``."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    try:
-        yield weight, bias
-    finally:
+        weight, bias, stream = _fetch(layer, gradient)
+        output = torch.conv_transpose2d(
+            gradient,
+            weight,
+            None,
+            layer.stride,
+            layer.padding,
+            _unseen(layer, ctx.shape),
+            layer.groups,
+            layer.dilation,
+        )
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+        return output, None
+
+
+def _unseen(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
+    """How many last rows and columns of an input (B, C, h, w) a strided convolution leaves out."""
+    if layer.stride == (1, 1):
+        return [0, 0]
+    return [
+        (shape[2 + axis] + 2 * layer.padding[axis] - reach - 1) % layer.stride[axis]
+        for axis, reach in enumerate(
+            dilation * (kernel - 1)
+            for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)
+        )
+    ]
+
+
+def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+    """A layer's weight, bias and stream as ComfyUI would use them on the tensor ``like``.
+
+    To be given back with ``uncast_bias_weight``. Every layer of every step comes through here, so
+    ordinary weights that are where they are needed are cast without ComfyUI's preparations.
+    """
+    parameters = layer._parameters  # not by attribute, which is slow on modules
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if (
+        layer.weight_function
+        or layer.bias_function
+        or "_v" in vars(layer)  # in dynamic VRAM
+        or type(weight) is not nn.Parameter  # quantised
+        or weight.device != like.device
+    ):
+        return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    return weight.to(like.dtype), None if bias is None else bias.to(like.dtype), None
+
+
+def _linear_output(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    weight, bias, stream = _fetch(layer, x)
+    output = F.linear(x, weight, bias)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return output
+
+
+def _conv2d_output(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    weight, bias, stream = _fetch(layer, x)
+    output = layer._conv_forward(x, weight, bias)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return output
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     comfy.ops.run_every_op()  # where ComfyUI notices that the user has cancelled
-    return _FrozenLinear.apply(x, layer)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _FrozenLinear.apply(x, layer)
+    with torch.no_grad():
+        return _linear_output(layer, x)
 
 
 def _conv2d(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     comfy.ops.run_every_op()
-    return _FrozenConv2d.apply(x, layer)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _FrozenConv2d.apply(x, layer)
+    with torch.no_grad():
+        return _conv2d_output(layer, x)
 
 
 def _group_norm(layer: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    with _cast(layer, x) as (weight, bias):
-        return F.group_norm(x, layer.num_groups, _kept(weight), _kept(bias), layer.eps)
+    weight, bias, stream = _fetch(layer, x)
+    output = F.group_norm(x, layer.num_groups, _kept(weight), _kept(bias), layer.eps)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return output
 
 
 def _layer_norm(layer: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     if layer.weight is None:
         return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
-    with _cast(layer, x) as (weight, bias):
-        return F.layer_norm(x, layer.normalized_shape, _kept(weight), _kept(bias), layer.eps)
+    weight, bias, stream = _fetch(layer, x)
+    output = F.layer_norm(x, layer.normalized_shape, _kept(weight), _kept(bias), layer.eps)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return output
 
 
 def _kept(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -108,8 +155,11 @@ def _clip_layer(
     mask: torch.Tensor | None = None,
     optimized_attention: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """``CLIPLayer.forward`` without its additions in place, which autograd forbids."""
-    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    """``CLIPLayer.forward`` without its additions in place, which autograd forbids.
+
+    The attention is PyTorch's, as ComfyUI chooses it on a GPU; on the CPU its choice is slower.
+    """
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, attention_pytorch)
     return x + layer.mlp(layer.layer_norm2(x))
 
 

@@ -158,10 +158,11 @@ def check_locality(mini: MiniSDRuntime, seed: int, count: int = 64) -> dict:
 
 
 def nearest_training_identity(seed: int, count: int = 24) -> dict[str, float]:
-    """Cosine of each benchmark identity's code with the nearest named one's."""
+    """Cosine of each benchmark identity's code with the nearest named one's: mean and maximum."""
     names = torch.stack([torch.from_numpy(x.code) for x in world.named_looks("person").values()])
     unseen = torch.stack([torch.from_numpy(world.unseen_look(seed + i).code) for i in range(count)])
     nearest = (F.normalize(unseen, dim=-1) @ F.normalize(names, dim=-1).T).amax(dim=-1)
+    log.info("nearest named person: %s", [round(cosine, 3) for cosine in nearest.tolist()])
     return {"nearest_mean": nearest.mean().item(), "nearest_max": nearest.max().item()}
 
 

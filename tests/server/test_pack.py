@@ -19,7 +19,7 @@ NODE_IDS = [
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 
 # Runs in the server's process before ComfyUI does.
-WITHOUT_OPTIONAL_PACKAGES = '''
+WITHOUT_OPTIONAL_PACKAGES = """
 import sys
 from importlib.machinery import PathFinder
 
@@ -31,7 +31,7 @@ class Blinkered(PathFinder):
         return super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Blinkered
-'''
+"""
 
 
 def all_inputs(info):

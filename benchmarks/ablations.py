@@ -1,0 +1,93 @@
+"""``make bench-ablations``: what each setting of SeFi Train Identity does, one table each.
+
+Learned and measured on the validation subjects of the quality benchmark, with everything but the
+setting in question at its default. Writes ``output/bench-ablations/tables.md``; finished work is
+kept there, so a stopped run goes on where it was. ``ONLY`` names one table. The last line is one
+JSON object: per table the mean ID(P) of each value.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from . import miniature  # noqa: F401  (ComfyUI on the path)
+from .comfyui import REPOSITORY
+from .jobs import Job, run_all
+from .subjects import VALIDATION_SEED
+
+OUTPUT = REPOSITORY / "output" / "bench-ablations"
+SUBJECTS, PROMPTS, DRAWS = 4, 10, 1
+FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
+
+Variants = dict[str, dict[str, Any]]
+
+
+def _values(name: str, *values: Any) -> Variants:
+    return {str(value): {name: value} for value in values}
+
+
+TABLES: dict[str, Variants] = {
+    "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
+    "attention target": _values("attention_target", "reference map", "face mask", "both"),
+    "attention tokens": _values("attention_tokens", "all", "placeholder", "context"),
+    "stages": _values("stages", 1, 3, 5, 7, 10),
+    "parametrisation": {
+        "direct": {},
+        "K and V shared": {"parametrisation": "shared"},
+        "self-attention, learning rate 5e-4": {
+            "parametrisation": "self-attention",
+            "learning_rate": 5e-4,
+        },
+    },
+    "vectors": _values("vectors", 1, 2, 4),
+    "background weight": _values("background_weight", 1.0, 0.5, 0.1),
+    "min-SNR gamma": _values("snr_gamma", 0.0, 1.0, 5.0),
+    "schedule": _values("schedule", "constant", "linear", "cosine"),
+    "batch size": _values("batch_size", 1, 2),
+    "photos": {str(count): {"photos": count} for count in (1, 2, 4)},
+}
+
+
+def jobs_of(variant: dict[str, Any]) -> list[Job]:
+    """The jobs of one value of a setting. ``photos`` is no setting but the number of photos."""
+    settings = dict(variant)
+    photos = settings.pop("photos", 1)
+    return [
+        Job(
+            "sefi", VALIDATION_SEED, number, PROMPTS, DRAWS, photos=photos, overrides=settings
+        )
+        for number in range(SUBJECTS)
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Run with settings from the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    only = os.environ.get("ONLY")
+    tables = {name: part for name, part in TABLES.items() if only in (None, "", name)}
+    jobs = [job for part in tables.values() for v in part.values() for job in jobs_of(v)]
+    done = run_all(jobs, OUTPUT / "rows.jsonl")
+    lines, figures = [], {}
+    for name, variants in tables.items():
+        lines += [f"\n### {name}\n", f"| {name} | " + " | ".join(FIGURES) + " |"]
+        lines += ["|---" * (1 + len(FIGURES)) + "|"]
+        figures[name] = {}
+        for value, variant in variants.items():
+            rows = [done[job.key] for job in jobs_of(variant)]
+            mean = {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
+            cells = [f"{mean[f]:.0f}" if f == "seconds" else f"{mean[f]:.3f}" for f in FIGURES]
+            lines.append(f"| {value} | " + " | ".join(cells) + " |")
+            figures[name][value] = round(mean["id_p"], 4)
+    (OUTPUT / "tables.md").write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(figures) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

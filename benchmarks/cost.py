@@ -1,0 +1,308 @@
+"""``make bench-cost``: what do training and sampling cost beyond the U-Net itself?
+
+Measured side by side on the miniature and on a Stable Diffusion 1.5 with random weights: a step of
+SeFi Train Identity against the floor (the frozen U-Net forward and backward and two passes of the
+text encoder), against diffusers' textual inversion and core's TrainLoraNode; sampling with and
+without identities; peak memory; and how all this grows. All figures are ratios of medians that
+were taken in turns. ``QUICK=1`` leaves out the full shape. The growth is drawn into
+``output/bench-cost/growth.png``. The last line is one JSON object; exits with 1 when a bar is
+missed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from . import comfyui
+from .contenders import (
+    Case,
+    Floor,
+    IdentityTraining,
+    LoraTraining,
+    Models,
+    Sampling,
+    TextualInversion,
+    seconds_of,
+    some_identities,
+)
+from .memory import peak_in_own_process
+
+# isort: split
+import comfy.model_management
+import comfy.utils
+import torch
+from sefi_ide.tests.comfy import full_shape
+
+logger = logging.getLogger(__name__)
+
+PICTURE = comfyui.REPOSITORY / "output" / "bench-cost" / "growth.png"
+
+HIGHEST = {
+    "step_over_floor": 1.15,
+    "step_over_lora": 1.0,
+    "sampling_one_identity": 1.03,
+    "sampling_two_identities": 1.05,
+    "memory_over_floor": 1.15,
+}
+HIGHEST_INVERSION = 1.05
+"""Of ``step_over_inversion``, on a GPU at 512 pixels."""
+HIGHEST_GROWTH = 1.10
+"""Of each ``growth_...``: as fast as the floor, and a tenth for what the measurement scatters."""
+HIGHEST_SECOND_UNET = 0.6
+"""Bytes for each parameter of the U-Net, where the smallest copy would have one."""
+
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure: the pictures' side, rounds, and steps in each turn of a round."""
+
+    side: int
+    rounds: int
+    steps: int
+    growth: Mapping[str, tuple[Case, ...]]
+    """The cases of each curve, the smallest first."""
+    growth_rounds: int = 3
+
+
+def miniature_plan() -> Plan:
+    """For the miniature, whose pictures have 128 pixels."""
+    case = Case(128)
+    return Plan(
+        128,
+        rounds=7,
+        steps=12,
+        growth={
+            "picture_size": tuple(replace(case, side=side) for side in (64, 128, 192, 256)),
+            "batch_size": tuple(replace(case, batch=batch) for batch in (1, 2, 4)),
+            "photos": tuple(replace(case, photos=photos) for photos in (1, 4, 16)),
+            "prompt_length": tuple(replace(case, chunks=chunks) for chunks in (1, 2, 3)),
+        },
+    )
+
+
+def full_shape_plan() -> Plan:
+    """For Stable Diffusion's true shape: small pictures on the CPU."""
+    if torch.cuda.is_available():
+        return Plan(512, rounds=7, steps=12, growth={})
+    return Plan(128, rounds=3, steps=4, growth={})
+
+
+def interleaved(turns: Mapping[str, Callable[[], list[float]]], rounds: int) -> Times:
+    """The median seconds of each turn in each round; a round before warms up."""
+    times: Times = {name: [] for name in turns}
+    for number in range(rounds + 1):
+        for name, turn in turns.items():
+            seconds = median(turn())
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+def ratio(times: Times, one: str, other: str) -> float:
+    """How much longer ``one`` takes than ``other`` in the same round; the median of all rounds."""
+    return median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+
+def measure_training(models: Models, plan: Plan) -> dict[str, float]:
+    """One step against the floor, textual inversion and a LoRA."""
+    identity, floor = IdentityTraining(models), Floor(models)
+    case = Case(plan.side)
+    turns = {
+        "identity": identity,
+        "floor": floor,
+        "text_encoder": floor.text_encoder_alone,
+        "inversion": TextualInversion(models),
+        "lora": LoraTraining(models),
+    }
+    times = interleaved(
+        {name: partial(turn, case, plan.steps) for name, turn in turns.items()}, plan.rounds
+    )
+    before = median(identity.seconds_before[1:]) / median(times["identity"]) - 1
+    return {
+        "step_over_floor": ratio(times, "identity", "floor"),
+        "text_encoder_share_of_floor": ratio(times, "text_encoder", "floor"),
+        "step_over_inversion": ratio(times, "identity", "inversion"),
+        "step_over_lora": ratio(times, "identity", "lora"),
+        "steps_before_first": before,
+    }
+
+
+def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
+    """Sampling and encoding of a prompt for two people, with identities against without."""
+    names = ("none", "one_identity", "two_identities")
+    identities = some_identities(models, 2)
+    variants = {name: Sampling(models, identities[:n], 2) for n, name in enumerate(names)}
+    sampling = interleaved(
+        {name: lambda v=v: [v(plan.side, plan.steps)] for name, v in variants.items()},
+        plan.rounds,
+    )
+    encoding = interleaved(
+        {name: partial(seconds_of, v.encode, plan.steps) for name, v in variants.items()},
+        plan.rounds,
+    )
+    figures = {f"sampling_{name}": ratio(sampling, name, "none") for name in names[1:]}
+    return figures | {f"encoding_{name}": ratio(encoding, name, "none") for name in names[1:]}
+
+
+def measure_memory(checkpoint: Path, side: int) -> dict[str, float]:
+    """Peak memory of training against the floor's, each in a process of its own."""
+    identity, floor = (
+        peak_in_own_process(kind, checkpoint, side) for kind in ("identity", "floor")
+    )
+    return {
+        "memory_over_floor": identity["peak"] / floor["peak"],
+        "memory_bytes_per_unet_parameter": (identity["peak"] - floor["peak"])
+        / floor["unet_parameters"],
+    }
+
+
+def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], list[float]]]:
+    """Curve -> the times of training and of the floor over those of the smallest case's floor.
+
+    For identities it is the time of sampling with 0 to 3 of them; the floor has the same prompt
+    and none.
+    """
+    identity, floor = IdentityTraining(models), Floor(models)
+    curves = {}
+    for name, cases in plan.growth.items():
+        pairs = [
+            interleaved(
+                {
+                    "ours": partial(identity, case, plan.steps),
+                    "floor": partial(floor, case, plan.steps),
+                },
+                plan.growth_rounds,
+            )
+            for case in cases
+        ]
+        curves[name] = _curves(pairs)
+        logger.info("growth with %s: %s", name, curves[name])
+    if plan.growth:
+        people = some_identities(models, 3)
+        pairs = []
+        for count in range(len(people) + 1):
+            ours, without = (Sampling(models, people[:n], len(people)) for n in (count, 0))
+            pairs.append(
+                interleaved(
+                    {
+                        "ours": lambda one=ours: [one(plan.side, plan.steps)],
+                        "floor": lambda one=without: [one(plan.side, plan.steps)],
+                    },
+                    plan.growth_rounds,
+                )
+            )
+        curves["identities"] = _curves(pairs)
+    return curves
+
+
+def _curves(pairs: list[Times]) -> tuple[list[float], list[float]]:
+    unit = median(pairs[0]["floor"])
+    floor = [median(times["floor"]) / unit for times in pairs]
+    ours = [
+        value * ratio(times, "ours", "floor") for value, times in zip(floor, pairs, strict=True)
+    ]
+    return ours, floor
+
+
+def growth_figures(curves: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, float]:
+    """From the smallest to the largest case: how often ours grows by, over the floor's."""
+    return {
+        f"growth_{name}": (ours[-1] / ours[0]) / (floor[-1] / floor[0])
+        for name, (ours, floor) in curves.items()
+    }
+
+
+def draw(curves: Mapping[str, tuple[list[float], list[float]]], plan: Plan, path: Path) -> None:
+    """Save one panel for each curve."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    fields = {"picture_size": "side", "batch_size": "batch", "prompt_length": "chunks"}
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.4), squeeze=False)
+    for panel, (name, (ours, floor)) in zip(panels[0], curves.items(), strict=True):
+        cases = plan.growth.get(name)
+        places = [getattr(case, fields.get(name, name)) for case in cases] if cases else None
+        places = places or list(range(len(ours)))
+        panel.plot(places, floor, "o-", color="#888888", label="floor")
+        panel.plot(places, ours, "o-", color="#2662be", label="SeFi")
+        panel.set_xlabel(name.replace("_", " "))
+        panel.set_ylim(bottom=0)
+        panel.legend()
+    panels[0][0].set_ylabel("time, floor of the smallest = 1")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
+    """All figures of one checkpoint."""
+    models = Models(*comfyui.load(checkpoint))
+    figures = measure_training(models, plan)
+    logger.info("training: %s", figures)
+    figures |= measure_sampling(models, plan)
+    curves = measure_growth(models, plan)
+    if curves:
+        draw(curves, plan, PICTURE)
+    figures |= growth_figures(curves)
+    del models  # there may be no room for two more beside it
+    comfy.model_management.unload_all_models()
+    figures |= measure_memory(checkpoint, plan.side)
+    logger.info("all of %s: %s", checkpoint.name, figures)
+    return figures
+
+
+def missed(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The bars that the figures of each shape do not reach, in words."""
+    lines = []
+    for shape, found in figures.items():
+        bars = dict(HIGHEST)
+        bars |= {name: HIGHEST_GROWTH for name in found if name.startswith("growth_")}
+        if shape == "full_shape":
+            # A copy of the miniature would be too small to see in the memory of a process.
+            bars["memory_bytes_per_unet_parameter"] = HIGHEST_SECOND_UNET
+            if torch.cuda.is_available():
+                bars["step_over_inversion"] = HIGHEST_INVERSION
+        for name, highest in bars.items():
+            if found[name] > highest:
+                lines.append(f"{shape}: {name} is {found[name]:.3f}, the bar is {highest:.2f}")
+    return lines
+
+
+def main() -> int:
+    """Run with settings from the environment."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    comfy.utils.set_progress_bar_enabled(False)
+    figures = {"miniature": measure(comfyui.MINIATURE, miniature_plan())}
+    if not os.environ.get("QUICK"):
+        with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
+            checkpoint = Path(folder) / "full_shape.safetensors"
+            full_shape.write_checkpoint(checkpoint)
+            figures["full_shape"] = measure(checkpoint, full_shape_plan())
+    lines = missed(figures)
+    for line in lines:
+        logger.error("missed: %s", line)
+    rounded = {
+        shape: {name: round(value, 4) for name, value in found.items()}
+        for shape, found in figures.items()
+    }
+    sys.stdout.write(json.dumps(rounded) + "\n")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

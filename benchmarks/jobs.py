@@ -1,0 +1,153 @@
+"""Small, resumable pieces of work: learn one subject one way, and measure it.
+
+A :class:`Job` says everything its figures depend on. :func:`run_all` works through many of them
+in parallel processes, keeps every finished one in a file, and skips what that file has already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .comfyui import REPOSITORY
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Learn subject ``number`` of ``seed`` by ``method``, draw ``prompts`` prompts, measure.
+
+    ``method`` is one of ``methods.METHODS``, "class_word", which learns nothing, or "named", where
+    ``number`` counts people whom the miniature knows by name. ``overrides`` are the settings that
+    differ from the method's own. ``draws`` is the number of pictures for each prompt.
+    """
+
+    method: str
+    seed: int
+    number: int
+    prompts: int
+    draws: int
+    kind: str = "person"
+    photos: int = 1
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A text that equal jobs share."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def run_job(job: Job) -> Figures:
+    """``id``, ``prompt``, ``id_p``, ``leak``, ``seconds`` and ``bytes``."""
+    from . import miniature  # noqa: F401  (first, so that ComfyUI can be imported)
+    from .measures import draw, leak, quality
+    from .methods import Learned, learn
+    from .subjects import Subject, named, prompts
+
+    mini, judge = _miniature()
+    asked = prompts(job.seed, job.prompts)
+    if job.method == "named":
+        subject = named(job.seed, job.number, job.kind)
+        learned = Learned(mini.model, mini.clip, subject.name)
+    else:
+        subject = Subject(job.seed, job.number, job.kind)
+        if job.method == "class_word":
+            learned = Learned(mini.model, mini.clip, job.kind)
+        else:
+            photos = subject.photos(job.photos)
+            learned = learn(mini, job.method, photos, job.kind, job.overrides)
+    seeds = [1000 * job.seed + n for n in range(job.draws)]
+    pictures = draw(mini, learned, asked, seeds, job.kind)
+    figures = quality(judge, pictures, asked, subject.renders(asked))
+    figures["leak"] = leak(mini, learned, subject.look, 60_000 + job.seed)
+    return {**figures, "seconds": learned.seconds, "bytes": learned.size}
+
+
+@cache
+def _miniature():
+    from .miniature import MiniSDRuntime, judges
+
+    return MiniSDRuntime(), judges.load_judges()
+
+
+def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
+    """The figures of all jobs by their :attr:`Job.key`; ``store`` is a file of JSON lines.
+
+    Lines that another checkpoint, judge or code wrote are left alone and not used.
+    """
+    version = code_version()
+    done = {row["job"]: row["figures"] for row in _rows(store) if row["version"] == version}
+    todo = list({job.key: job for job in jobs if job.key not in done}.values())
+    logger.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
+    if todo:
+        store.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for number, (job, figures) in enumerate(_work(todo), start=1):
+        done[job.key] = figures
+        with store.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"version": version, "job": job.key, "figures": figures}) + "\n")
+        left = (time.monotonic() - started) / number * (len(todo) - number) / 60
+        logger.info(
+            "%d of %d, %.0f min left: %s %s %d %s id_p %.3f",
+            number, len(todo), left, job.method, job.kind, job.number, job.overrides,
+            figures["id_p"],
+        )  # fmt: skip
+    return {job.key: done[job.key] for job in jobs}
+
+
+def _work(jobs: Sequence[Job]) -> Iterator[tuple[Job, Figures]]:
+    """Finished jobs as they come, from one process per core, or from this one."""
+    workers = min(len(jobs), os.cpu_count() or 1)
+    if workers <= 1:
+        for job in jobs:
+            yield job, run_job(job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        running = {pool.submit(run_job, job): job for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+@cache
+def code_version() -> str:
+    """A hash of everything but the job that its figures depend on."""
+    files = [
+        *(REPOSITORY / "sefi_core").rglob("*.py"),
+        *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
+        *(REPOSITORY / "benchmarks" / f"{n}.py" for n in ("measures", "methods", "subjects")),
+    ]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _rows(store: Path) -> Iterator[dict[str, Any]]:
+    if not store.exists():
+        return
+    for line in filter(None, store.read_text(encoding="utf-8").splitlines()):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the run was stopped while it wrote this line
+            logger.warning("%s has a line that was cut off; its job is done again", store)

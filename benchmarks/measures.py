@@ -1,0 +1,99 @@
+"""The figures of the quality benchmark: ID, Prompt, ID(P), Leak, and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.sample
+import numpy as np
+import torch
+from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
+
+from .methods import Learned
+from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
+
+LEAK_TIMESTEPS = (200, 400, 600)
+LEAK_PICTURES = 4
+BOOTSTRAPS = 10_000
+
+
+@torch.no_grad()
+def draw(
+    mini: MiniSDRuntime,
+    learned: Learned,
+    asked: Sequence[wishes.Wish],
+    seeds: Sequence[int],
+    kind: str,
+) -> torch.Tensor:
+    """Pictures (len(asked) * len(seeds), 128, 128, 3); all seeds of the first wish come first."""
+    negative = mini.encode("")
+    channels = learned.model.get_model_object("latent_format").latent_channels
+    noise = torch.cat(
+        [
+            torch.randn((1, channels, 16, 16), generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    )
+    pictures = []
+    for wish in asked:
+        tokens = learned.clip.tokenize(wishes.caption_of(wish, learned.word, kind))
+        latents = comfy.sample.sample(
+            learned.model, noise, runtime.STEPS, runtime.CFG, runtime.SAMPLER, runtime.SCHEDULER,
+            learned.clip.encode_from_tokens_scheduled(tokens), negative, torch.zeros_like(noise),
+            disable_pbar=True,
+        )  # fmt: skip
+        pictures.append(mini.vae.decode(latents))
+    return torch.cat(pictures)
+
+
+def quality(
+    judge: judges.Judges,
+    pictures: torch.Tensor,
+    asked: Sequence[wishes.Wish],
+    references: torch.Tensor,
+) -> dict[str, float]:
+    """``id``, ``prompt`` and ``id_p`` of pictures in the order of :func:`draw`.
+
+    ID is the cosine of the identity embedding with the mean one of ``references``; Prompt the
+    share of the prompted attributes that are seen; ID(P) the mean of ID with 0 for every picture
+    that misses something.
+    """
+    wished = [wish for wish in asked for _ in range(len(pictures) // len(asked))]
+    similarity = judge.identity_similarity(pictures, references)
+    found = judge.found(pictures, wished)
+    complete = torch.tensor([all(hits) for hits in found])
+    hits = [hit for row in found for hit in row]
+    return {
+        "id": similarity.mean().item(),
+        "prompt": sum(hits) / len(hits),
+        "id_p": (similarity * complete).mean().item(),
+    }
+
+
+@torch.no_grad()
+def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> float:
+    """Share of the word's attention that falls outside the head, in renders of the person."""
+    shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
+    heads = torch.stack(
+        [
+            torch.from_numpy(render.render(shot).regions[0]["head"].copy()).float() / 255
+            for shot in shots
+        ]
+    )
+    latent = {"samples": mini.vae.encode(wishes.pictures_of(shots))}
+    prompt = wishes.caption_of({}, learned.word, look.kind)
+    shares = []
+    for timestep in LEAK_TIMESTEPS:
+        maps = attention_maps(
+            learned.model, learned.clip, latent, prompt, [learned.word], timestep, seed
+        )
+        shares.append(1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2)))
+    return torch.stack(shares).mean().item()
+
+
+def interval(values: Sequence[float], seed: int = 0) -> list[float]:
+    """Mean and the ends of its 95 % bootstrap interval over identities: [mean, low, high]."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAPS, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    return [float(values.mean()), float(low), float(high)]

@@ -1,0 +1,69 @@
+"""The peak memory of one training, in a process of its own.
+
+``python -m benchmarks.memory identity|floor CHECKPOINT SIDE`` prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from . import comfyui
+from .contenders import Case, Floor, IdentityTraining, Models
+
+# isort: split
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_in_own_process(kind: str, checkpoint: Path, side: int) -> dict[str, int]:
+    """:func:`measure` in a new process. Raises ``CalledProcessError`` if that fails."""
+    command = [sys.executable, "-m", "benchmarks.memory", kind, str(checkpoint), str(side)]
+    run = subprocess.run(
+        command, cwd=comfyui.REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(kind: str, checkpoint: Path, side: int) -> dict[str, int]:
+    """Bytes at the peak of three steps, of the whole process or of the GPU.
+
+    ``unet_parameters`` tells how many bytes a second U-Net would take. The floor has transformers'
+    text encoder in the place of the CLIP, and otherwise the same models loaded.
+    """
+    models = Models(*comfyui.load(checkpoint))
+    training = IdentityTraining(models) if kind == "identity" else Floor(models)
+    if kind == "floor":
+        models = training.models = dataclasses.replace(models, clip=None)
+    parameters = sum(parameter.numel() for parameter in models.unet.parameters())
+    gc.collect()
+    _reset_peak()
+    training(Case(side), 3)
+    return {"peak": _peak(), "unet_parameters": parameters}
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR.exists():
+        CLEAR.write_text("5")  # Linux: forget the peak, which loading the file has set
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if STATUS.exists():
+        return 1024 * int(STATUS.read_text().split("VmHWM:")[1].split()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+if __name__ == "__main__":
+    figures = measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    sys.stdout.write(json.dumps(figures) + "\n")

@@ -1,0 +1,30 @@
+"""Figures of the benchmarks, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+
+def plot_id_prompt(
+    figures: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str], path: Path
+) -> None:
+    """Identity against prompt, one point with its intervals per method."""
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for name, row in figures.items():
+        (x, left, right), (y, low, high) = row["prompt"], row["id"]
+        axes.errorbar(
+            x, y, xerr=[[x - left], [right - x]], yerr=[[y - low], [high - y]],
+            fmt="o", capsize=3, label=titles[name],
+        )  # fmt: skip
+    axes.set_xlabel("Prompt: share of the prompted attributes that are seen")
+    axes.set_ylabel("ID: similarity to the person's renders")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

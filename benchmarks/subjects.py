@@ -1,0 +1,87 @@
+"""Who is learned and what is asked of them: the subjects and prompts of the quality benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sefi_ide.sefi_core.pictures import Photo
+
+from .miniature import render, wishes, world
+
+VALIDATION_SEED = 500
+"""Of the subjects on which learning rate and steps are chosen; no benchmark run uses it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person or robot whom the miniature never saw; ``seed`` and ``number`` choose who."""
+
+    seed: int
+    number: int
+    kind: str = "person"
+
+    @property
+    def look(self) -> world.Look:
+        """What they look like."""
+        return world.unseen_look(1000 * self.seed + self.number, self.kind)
+
+    def photos(self, count: int) -> list[Photo]:
+        """Training pictures (128, 128, 3) with the head as their mask, all of them different."""
+        photos = []
+        for n in range(count):
+            shot = wishes.shot_of(self.look, self.kind, {}, 1000 * self.seed + self.number + 37 * n)
+            rendering = render.render(shot)
+            picture = torch.from_numpy(rendering.picture.copy()).float() / 255
+            mask = torch.from_numpy(rendering.regions[0]["head"].copy()).float() / 255
+            photos.append(Photo(picture, mask))
+        return photos
+
+    def renders(self, asked: list[wishes.Wish]) -> torch.Tensor:
+        """What pictures of the wishes should look like, (B, 128, 128, 3)."""
+        shots = [
+            wishes.shot_of(self.look, self.kind, wish, 50_000 + 1000 * self.seed + n)
+            for n, wish in enumerate(asked)
+        ]
+        return wishes.pictures_of(shots)
+
+
+@dataclass(frozen=True)
+class Named:
+    """One of those whom the miniature knows by name."""
+
+    name: str
+    kind: str = "person"
+
+    @property
+    def look(self) -> world.Look:
+        """What they look like."""
+        return world.named_looks(self.kind)[self.name]
+
+    def renders(self, asked: list[wishes.Wish]) -> torch.Tensor:
+        """As :meth:`Subject.renders`."""
+        shots = [
+            wishes.shot_of(self.look, self.kind, wish, 90_000 + n) for n, wish in enumerate(asked)
+        ]
+        return wishes.pictures_of(shots)
+
+
+def prompts(seed: int, count: int) -> list[wishes.Wish]:
+    """``count`` wishes: three in five ask for one thing, the others for three at once.
+
+    With 30, every scene, object, expression and closed eyes is asked for alone, and twelve
+    mixtures come from the seed.
+    """
+    rng = np.random.default_rng(10**6 + seed)
+    single = list(wishes.single_wishes())
+    alone = min(len(single), round(0.6 * count))
+    chosen = np.linspace(0, len(single) - 1, alone).round().astype(int)
+    mixtures = [wishes.random_wish(rng, count=3) for _ in range(count - alone)]
+    return [single[i] for i in chosen] + mixtures
+
+
+def named(seed: int, number: int, kind: str = "person") -> Named:
+    """One of the names, in an order that the seed shuffles."""
+    names = list(world.named_looks(kind))
+    return Named(str(np.random.default_rng(seed).permutation(names)[number]), kind)

@@ -1,0 +1,128 @@
+"""The measuring functions of ``make bench-cost`` at their smallest, and what they compare.
+
+No time is looked at: whether the bars are met is for ``make bench-cost`` to say.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sefi_ide.benchmarks import comfyui, contenders, cost, lora
+from sefi_ide.sefi_core.comfyui.text import encode
+
+SIDE = 64
+CASE = contenders.Case(SIDE)
+GROWTH = {"photos": (CASE, replace(CASE, photos=2))}
+PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=GROWTH, growth_rounds=1)
+
+
+@pytest.fixture(scope="module")
+def models(mini_checkpoint) -> contenders.Models:
+    return contenders.Models(*comfyui.load(Path(mini_checkpoint)))
+
+
+def test_all_ratios_are_measured(models):
+    figures = cost.measure_training(models, PLAN) | cost.measure_sampling(models, PLAN)
+    memory = {"memory_over_floor", "memory_bytes_per_unet_parameter"}
+    assert cost.HIGHEST.keys() <= figures.keys() | memory
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+
+
+def test_growth_is_measured_and_drawn(models, tmp_path):
+    curves = cost.measure_growth(models, PLAN)
+    assert {name: [len(values) for values in pair] for name, pair in curves.items()} == {
+        "photos": [2, 2],
+        "identities": [4, 4],
+    }
+    assert cost.growth_figures(curves).keys() == {"growth_photos", "growth_identities"}
+    cost.draw(curves, PLAN, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_a_missed_bar_is_named():
+    good = {name: 0.5 for name in cost.HIGHEST}
+    assert cost.missed({"miniature": good | {"growth_photos": 1.0}}) == []
+    assert cost.missed({"miniature": good | {"step_over_floor": 2.0, "growth_photos": 3.0}}) == [
+        "miniature: step_over_floor is 2.000, the bar is 1.15",
+        "miniature: growth_photos is 3.000, the bar is 1.10",
+    ]
+
+
+def test_the_floor_has_gradients_and_nothing_of_the_pack(models):
+    floor = contenders.Floor(models)
+    context = floor.step(replace(CASE, batch=2, chunks=2))
+    assert context.shape[:2] == (2, 2 * contenders.TOKENS)
+    assert context.grad.abs().max() > 0
+    for module in (*floor.unet.modules(), *floor.text_encoder.modules()):
+        assert "forward" not in vars(module)
+    for parameter in (*floor.unet.parameters(), *floor.text_encoder.parameters()):
+        assert parameter.grad is None and not parameter.is_inference()
+
+
+def test_the_contenders_have_the_same_weights(models):
+    """diffusers' U-Net and transformers' text encoder compute what ComfyUI's do."""
+    inversion = contenders.TextualInversion(models)
+    tokens = models.clip.tokenize("a photo of person")
+    ids = torch.tensor([[token for token, *_ in tokens["l"][0]]])
+    x, timestep = models.latents(CASE), torch.tensor([500.0])
+    with torch.no_grad():
+        context = encode(models.clip, tokens)[0].clone()
+        states = inversion.text_encoder(ids).last_hidden_state
+        output = models.unet(x, timestep, context, control=None, transformer_options={})
+        torch.testing.assert_close(states, context, rtol=1e-4, atol=1e-4)
+        converted = inversion.unet(x, timestep, context).sample
+        torch.testing.assert_close(converted, output, rtol=1e-4, atol=1e-4)
+    ours = {p.untyped_storage().data_ptr() for p in models.unet.parameters()}
+    assert {p.untyped_storage().data_ptr() for p in inversion.unet.parameters()} <= ours
+
+
+def test_training_keeps_no_second_unet(models, monkeypatch):
+    weights = [p for p in models.unet.parameters() if p.ndim == 4 and p.shape[-1] == 3]
+    storages = {p.untyped_storage().data_ptr() for p in weights}
+    shapes = {p.shape for p in weights}
+
+    def copies() -> int:
+        return sum(
+            tensor.shape in shapes and tensor.untyped_storage().data_ptr() not in storages
+            for tensor in gc.get_objects()
+            if issubclass(type(tensor), torch.Tensor)
+        )
+
+    counts = [copies()]
+    clock = contenders.clock
+    monkeypatch.setattr(contenders, "clock", lambda: counts.append(copies()) or clock())
+    contenders.IdentityTraining(models)(CASE, 2)
+    assert len(counts) > 2 and max(counts) == counts[0]
+
+
+def test_a_prompt_has_the_length_that_was_asked_for(models):
+    for chunks in (1, 2, 3):
+        for template in replace(CASE, chunks=chunks).templates:
+            tokens = models.clip.tokenize(template.replace("<name>", "person"))
+            assert len(tokens["l"]) == chunks
+
+
+def test_a_lora_of_cores_node_changes_what_is_sampled(models):
+    conditioning = contenders.encode(models.clip, "a photo of person")
+    latents = models.latents(CASE)
+    trained, again = (
+        lora.train_lora(models.model, latents, conditioning, 2, 1e-3, seed=3) for _ in range(2)
+    )
+    assert trained.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in trained.items())
+
+    def sampled(model) -> torch.Tensor:
+        x, sigma = latents, torch.tensor([1.0])
+        context = conditioning[0][0]
+        with torch.inference_mode():
+            contenders.comfy.model_management.load_models_gpu([model])
+            return model.model.apply_model(x, sigma, c_crossattn=context)
+
+    plain, changed = sampled(models.model), sampled(lora.apply_lora(models.model, trained))
+    assert (plain - changed).abs().max() > 1e-3
+    assert torch.equal(plain, sampled(lora.apply_lora(models.model, trained, strength=0)))

@@ -1,0 +1,129 @@
+"""The quality benchmark: its bars can be missed, its figures are what they say, it resumes."""
+
+import json
+
+import pytest
+from sefi_ide.benchmarks import jobs, quality, subjects
+from sefi_ide.benchmarks.measures import interval
+
+GOOD = {
+    "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
+    "textual_inversion": {"id_p": 0.3, "prompt": 0.9, "leak": 0.6},
+    "per_stage_5": {"id_p": 0.32, "prompt": 0.9, "leak": 0.5},
+    "per_stage_10": {"id_p": 0.31, "prompt": 0.9, "leak": 0.5},
+    "lora": {"id_p": 0.35, "prompt": 0.8, "leak": 0.3},
+    "sefi_no_attention_loss": {"id_p": 0.4, "prompt": 0.7, "leak": 0.3},
+    "sefi": {"id_p": 0.45, "prompt": 0.88, "leak": 0.15},
+    "named": {"id_p": 0.6, "prompt": 0.9, "leak": 0.1},
+}
+
+
+def rows_of(figures, spread=0.01):
+    """Figures of four subjects around these."""
+    return {
+        method: [
+            {"id": 0.5, "seconds": 1.0, "bytes": 1000.0, **row, "id_p": row["id_p"] + shift}
+            for shift in (-spread, -spread / 2, spread / 2, spread)
+        ]
+        for method, row in figures.items()
+    }
+
+
+def changed(method, **figures):
+    return {**GOOD, method: {**GOOD[method], **figures}}
+
+
+def test_good_figures_miss_no_bar():
+    assert quality.missed(rows_of(GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "figures", "complaint"),
+    [
+        ("sefi", {"id_p": 0.34}, "the bar from textual_inversion"),
+        ("per_stage_5", {"id_p": 0.42}, "the bar from per_stage_5"),
+        ("lora", {"id_p": 0.5}, "that of the LoRA"),
+        ("sefi", {"leak": 0.21}, "leak of sefi"),
+        ("sefi", {"prompt": 0.84}, "prompt of sefi"),
+    ],
+)
+def test_each_bar_can_be_missed(method, figures, complaint):
+    assert any(complaint in line for line in quality.missed(rows_of(changed(method, **figures))))
+
+
+def test_overlapping_intervals_miss_the_bar():
+    lines = quality.missed(rows_of(GOOD, spread=0.4))
+    assert any("overlaps that of textual_inversion" in line for line in lines)
+
+
+def test_a_strong_baseline_must_be_halfway_to_the_ceiling():
+    """r of 0.7 asks for 0.85, not for 1.05."""
+    strong = changed("textual_inversion", id_p=0.2 + 0.7 * 0.4)
+    strong["per_stage_5"] = {**strong["per_stage_5"], "id_p": 0.3}
+    for r, enough in ((0.83, False), (0.87, True)):
+        strong["sefi"] = {**strong["sefi"], "id_p": 0.2 + r * 0.4}
+        lines = quality.missed(rows_of(strong))
+        assert (not any("the bar from textual_inversion" in line for line in lines)) == enough
+
+
+def test_r_is_0_at_the_class_word_and_1_at_named_people():
+    r = quality.relative(rows_of(GOOD))
+    assert interval(r["class_word"])[0] == pytest.approx(0.0)
+    assert interval(r["named"])[0] == pytest.approx(1.0)
+    assert interval(r["sefi"])[0] == pytest.approx((0.45 - 0.2) / 0.4)
+
+
+def test_interval_holds_the_mean_and_narrows_with_more_identities():
+    few, many = interval([0.0, 1.0] * 2), interval([0.0, 1.0] * 50)
+    for mean, low, high in (few, many):
+        assert low < mean == 0.5 < high
+    assert many[2] - many[1] < 0.5 * (few[2] - few[1])
+    assert interval([0.3, 0.3]) == pytest.approx([0.3, 0.3, 0.3])
+
+
+def test_30_prompts_ask_for_every_attribute_alone_and_12_mixtures():
+    asked = subjects.prompts(seed=4, count=30)
+    alone = [tuple(wish.items())[0] for wish in asked if len(wish) == 1]
+    assert len(asked) == 30 and len(set(alone)) == 18
+    assert [len(wish) for wish in asked[18:]] == [3] * 12
+    other = subjects.prompts(seed=5, count=30)
+    assert other[:18] == asked[:18] and other[18:] != asked[18:]
+
+
+def test_subjects_differ_from_seed_to_seed_and_from_photo_to_photo():
+    looks = {subjects.Subject(seed, number).look for seed in (1, 500) for number in range(16)}
+    assert len(looks) == 32
+    first, second = subjects.Subject(1, 0).photos(2)
+    assert not (first.picture == second.picture).all()
+    assert 0.02 < first.mask.mean() < 0.5
+
+
+def test_finished_jobs_are_not_done_again(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jobs, "run_job", lambda job: calls.append(job) or {"id_p": 0.5})
+    store = tmp_path / "rows.jsonl"
+    one, two = (jobs.Job("class_word", 1, number, 2, 1) for number in range(2))
+    assert jobs.run_all([one], store) == {one.key: {"id_p": 0.5}}
+    with store.open("a") as file:
+        file.write('{"version": "cut o')
+    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 1)
+    assert set(jobs.run_all([one, two], store)) == {one.key, two.key}
+    jobs.run_all([one, two], store)
+    assert calls == [one, two]
+
+
+def test_results_of_another_version_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "run_job", lambda job: {"id_p": 0.5})
+    job = jobs.Job("class_word", 1, 0, 2, 1)
+    store = tmp_path / "rows.jsonl"
+    store.write_text(
+        json.dumps({"version": "old", "job": job.key, "figures": {"id_p": 9.0}}) + "\n"
+    )
+    assert jobs.run_all([job], store) == {job.key: {"id_p": 0.5}}
+
+
+def test_a_job_draws_and_measures():
+    figures = jobs.run_job(jobs.Job("class_word", seed=1, number=0, prompts=2, draws=1))
+    assert 0 <= figures["leak"] <= 1 and 0 <= figures["prompt"] <= 1
+    assert -1 <= figures["id_p"] <= figures["id"] <= 1
+    assert figures["seconds"] == figures["bytes"] == 0
