@@ -1,7 +1,7 @@
-"""The command that measures the main job, on one person and two prompts.
+"""The main job through the real server: unseen people are learned from one portrait each.
 
-The bars hold for eight people and twelve prompts and belong to ``make main-job``; here the command
-has to measure, to say truly whether they are met, and to show that the training did something.
+``make main-job`` measures eight people and twelve prompts; half of both shows the same here.
+``SEED`` chooses others.
 """
 
 import json
@@ -12,24 +12,30 @@ import sys
 from sefi_ide.tools.comfyui import REPOSITORY
 
 
-def test_one_person_is_learned_and_measured_through_the_server():
-    environment = {**os.environ, "SEED": "3", "IDENTITIES": "1", "PROMPTS": "2"}
+def test_unseen_people_are_learned_and_drawn_as_prompted():
+    environment = {"SEED": "3", **os.environ, "IDENTITIES": "4", "PROMPTS": "6"}
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.main_job"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=3600,
     )
-    assert ended.returncode in (0, 1), ended.stderr[-2000:]
+    assert ended.returncode == 0, ended.stderr[-2000:]
     figures = json.loads(ended.stdout.splitlines()[-1])
-    met = (
-        figures["id"] >= figures["id_bar"]
-        and figures["prompt_share"] >= figures["prompt_share_class"] - 0.10
-    )
-    assert met == (ended.returncode == 0)
-    for name in ("id", "id_class", "id_renders"):
-        assert -1 <= figures[name] <= 1
-    assert figures["id_renders"] > figures["id_class"]
-    assert figures["id"] != figures["id_class"]
+    halfway = figures["id_class"] + 0.5 * (figures["id_renders"] - figures["id_class"])
+    assert figures["id"] >= halfway > figures["id_class"]
+    assert figures["prompt_share"] >= figures["prompt_share_class"] - 0.10
+
+
+def test_its_bars_can_be_missed():
+    """In a process of its own, where the repository is on the path."""
+    program = """
+from benchmarks.main_job import missed
+met = {"id": 0.6, "id_bar": 0.5, "prompt_share": 0.85, "prompt_share_class": 0.9}
+assert missed(met) == []
+assert len(missed(met | {"id": 0.49})) == 1
+assert len(missed(met | {"prompt_share": 0.79})) == 1
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
