@@ -99,8 +99,10 @@ def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
     started = time.monotonic()
     for number, (job, figures) in enumerate(_work(todo), start=1):
         done[job.key] = figures
+        row = {"version": version, "job": job.key, "figures": figures}
         with store.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"version": version, "job": job.key, "figures": figures}) + "\n")
+            # A newline in front too: the line before may have been cut off.
+            file.write("\n" + json.dumps(row) + "\n")
         left = (time.monotonic() - started) / number * (len(todo) - number) / 60
         logger.info(
             "%d of %d, %.0f min left: %s %s %d %s id_p %.3f",
