@@ -35,6 +35,7 @@ from .contenders import (
     some_identities,
 )
 from .memory import peak_in_own_process
+from .plots import plot_growth
 
 # isort: split
 import comfy.model_management
@@ -225,27 +226,12 @@ def growth_figures(curves: Mapping[str, tuple[list[float], list[float]]]) -> dic
 
 def draw(curves: Mapping[str, tuple[list[float], list[float]]], plan: Plan, path: Path) -> None:
     """Save one panel for each curve."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     fields = {"picture_size": "side", "batch_size": "batch", "prompt_length": "chunks"}
-    figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.4), squeeze=False)
-    for panel, (name, (ours, floor)) in zip(panels[0], curves.items(), strict=True):
-        cases = plan.growth.get(name)
-        places = [getattr(case, fields.get(name, name)) for case in cases] if cases else None
-        places = places or list(range(len(ours)))
-        panel.plot(places, floor, "o-", color="#888888", label="floor")
-        panel.plot(places, ours, "o-", color="#2662be", label="SeFi")
-        panel.set_xlabel(name.replace("_", " "))
-        panel.set_ylim(bottom=0)
-        panel.legend()
-    panels[0][0].set_ylabel("time, floor of the smallest = 1")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    places = {
+        name: [getattr(case, fields.get(name, name)) for case in cases]
+        for name, cases in plan.growth.items()
+    }
+    plot_growth(curves, places, path)
 
 
 def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:

@@ -28,3 +28,28 @@ def plot_id_prompt(
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plot_growth(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    places: Mapping[str, Sequence[float]],
+    path: Path,
+) -> None:
+    """Times of training and of the floor against what grows, one panel for each curve.
+
+    ``places`` are the sizes at which a curve was measured, 0, 1, 2 and so on if it has none.
+    """
+    figure, panels = pyplot.subplots(
+        1, len(curves), figsize=(4 * len(curves), 3.4), squeeze=False, layout="constrained"
+    )
+    for panel, (name, (ours, floor)) in zip(panels[0], curves.items(), strict=True):
+        sizes = places.get(name, range(len(ours)))
+        panel.plot(sizes, floor, "o-", color="#888888", label="floor")
+        panel.plot(sizes, ours, "o-", color="#2662be", label="SeFi")
+        panel.set_xlabel(name.replace("_", " "))
+        panel.set_ylim(bottom=0)
+        panel.legend()
+    panels[0][0].set_ylabel("time, floor of the smallest = 1")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

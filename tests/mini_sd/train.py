@@ -86,7 +86,7 @@ class Maker:
         return linear.requires_grad_(False).eval()
 
     def latents(self, data: Dataset) -> torch.Tensor:
-        """Latents (N, 4, 16, 16) fp16 of all pictures, from the linear autoencoder."""
+        """Latents (N, C, 16, 16) fp16 of all pictures, from the linear autoencoder."""
         path = BUILD / "latents.pt"
         if not path.exists():
             linear = self.linear_autoencoder()
