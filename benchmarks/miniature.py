@@ -19,6 +19,6 @@ import judges  # noqa: E402
 import render  # noqa: E402
 import wishes  # noqa: E402
 import world  # noqa: E402
-from runtime import CHECKPOINT, MiniSDRuntime  # noqa: E402
+from runtime import MiniSDRuntime  # noqa: E402
 
-__all__ = ["CHECKPOINT", "MiniSDRuntime", "judges", "render", "runtime", "wishes", "world"]
+__all__ = ["MiniSDRuntime", "judges", "render", "runtime", "wishes", "world"]

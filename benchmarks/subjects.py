@@ -40,11 +40,7 @@ class Subject:
 
     def renders(self, asked: list[wishes.Wish]) -> torch.Tensor:
         """What pictures of the wishes should look like, (B, 128, 128, 3)."""
-        shots = [
-            wishes.shot_of(self.look, self.kind, wish, 50_000 + 1000 * self.seed + n)
-            for n, wish in enumerate(asked)
-        ]
-        return wishes.pictures_of(shots)
+        return _renders(self.look, asked, 50_000 + 1000 * self.seed)
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,12 @@ class Named:
 
     def renders(self, asked: list[wishes.Wish]) -> torch.Tensor:
         """As :meth:`Subject.renders`."""
-        shots = [
-            wishes.shot_of(self.look, self.kind, wish, 90_000 + n) for n, wish in enumerate(asked)
-        ]
-        return wishes.pictures_of(shots)
+        return _renders(self.look, asked, 90_000)
+
+
+def _renders(look: world.Look, asked: list[wishes.Wish], seed: int) -> torch.Tensor:
+    shots = [wishes.shot_of(look, look.kind, wish, seed + n) for n, wish in enumerate(asked)]
+    return wishes.pictures_of(shots)
 
 
 def prompts(seed: int, count: int) -> list[wishes.Wish]:
