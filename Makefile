@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-ablations bench-cost
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-ablations bench-figures bench-cost publish
 
 setup:
 	@bash tools/setup.sh
@@ -35,3 +35,9 @@ bench-ablations: setup
 
 bench-cost: setup
 	@$(PYTHON) -m benchmarks.cost
+
+bench-figures: setup
+	@$(PYTHON) -m benchmarks.figures
+
+publish: setup
+	@$(PYTHON) -m benchmarks.publish

@@ -19,6 +19,7 @@ import numpy as np
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .jobs import Job, run_all
+from .methods import INITIAL
 from .subjects import VALIDATION_SEED
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
@@ -36,6 +37,11 @@ TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
     "attention target": _values("attention_target", "reference map", "face mask", "both"),
     "attention tokens": _values("attention_tokens", "all", "placeholder", "context"),
+    "attention layers": {
+        "half of the latent's side": {"levels": [2]},
+        "a quarter": {"levels": [4]},
+        "both": {"levels": [2, 4]},
+    },
     "stages": _values("stages", 1, 3, 5, 7, 10),
     "parametrisation": {
         "direct": {},
@@ -45,6 +51,7 @@ TABLES: dict[str, Variants] = {
             "learning_rate": 5e-4,
         },
     },
+    "initial value": _values("initial", *INITIAL),
     "vectors": _values("vectors", 1, 2, 4),
     "background weight": _values("background_weight", 1.0, 0.5, 0.1),
     "min-SNR gamma": _values("snr_gamma", 0.0, 1.0, 5.0),

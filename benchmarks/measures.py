@@ -15,6 +15,7 @@ from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
 LEAK_TIMESTEPS = (200, 400, 600)
 LEAK_PICTURES = 4
 BOOTSTRAPS = 10_000
+BATCH = 16
 
 
 @torch.no_grad()
@@ -25,22 +26,31 @@ def draw(
     seeds: Sequence[int],
     kind: str,
 ) -> torch.Tensor:
-    """Pictures (len(asked) * len(seeds), 128, 128, 3); all seeds of the first wish come first."""
+    """Pictures (len(asked) * len(seeds), 128, 128, 3); all seeds of the first wish come first.
+
+    Drawn in batches with a prompt for each picture, half as fast again on a CPU as one by one.
+    """
     negative = mini.encode("")
     channels = learned.model.get_model_object("latent_format").latent_channels
-    noise = torch.cat(
-        [
-            torch.randn((1, channels, 16, 16), generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
-    )
     pictures = []
-    for wish in asked:
-        tokens = learned.clip.tokenize(wishes.caption_of(wish, learned.word, kind))
+    todo = [(wish, seed) for wish in asked for seed in seeds]
+    for start in range(0, len(todo), BATCH):
+        part = todo[start : start + BATCH]
+        noise = torch.cat(
+            [
+                torch.randn((1, channels, 16, 16), generator=torch.Generator().manual_seed(seed))
+                for _, seed in part
+            ]
+        )
+        encoded = [  # kept until drawn: the identity is found by these contexts
+            learned.clip.encode_from_tokens(
+                learned.clip.tokenize(wishes.caption_of(wish, learned.word, kind))
+            )
+            for wish, _ in part
+        ]
         latents = comfy.sample.sample(
             learned.model, noise, runtime.STEPS, runtime.CFG, runtime.SAMPLER, runtime.SCHEDULER,
-            learned.clip.encode_from_tokens_scheduled(tokens), negative, torch.zeros_like(noise),
-            disable_pbar=True,
+            [[torch.cat(encoded), {}]], negative, torch.zeros_like(noise), disable_pbar=True,
         )  # fmt: skip
         pictures.append(mini.vae.decode(latents))
     return torch.cat(pictures)
@@ -80,15 +90,31 @@ def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> 
             for shot in shots
         ]
     )
-    latent = {"samples": mini.vae.encode(wishes.pictures_of(shots))}
-    prompt = wishes.caption_of({}, learned.word, look.kind)
-    shares = []
-    for timestep in LEAK_TIMESTEPS:
-        maps = attention_maps(
-            learned.model, learned.clip, latent, prompt, [learned.word], timestep, seed
-        )
-        shares.append(1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2)))
+    shares = [
+        1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+        for maps in word_maps(mini, learned, wishes.pictures_of(shots), {}, look.kind, seed)
+    ]
     return torch.stack(shares).mean().item()
+
+
+@torch.no_grad()
+def word_maps(
+    mini: MiniSDRuntime,
+    learned: Learned,
+    pictures: torch.Tensor,
+    wish: wishes.Wish,
+    kind: str,
+    seed: int,
+) -> torch.Tensor:
+    """Where the learned word looks in pictures (B, 128, 128, 3): (timesteps, B, 128, 128)."""
+    latent = {"samples": mini.vae.encode(pictures)}
+    prompt = wishes.caption_of(wish, learned.word, kind)
+    return torch.stack(
+        [
+            attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, seed)
+            for t in LEAK_TIMESTEPS
+        ]
+    )
 
 
 def interval(values: Sequence[float], seed: int = 0) -> list[float]:

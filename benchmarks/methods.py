@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
+from sefi_ide.sefi_core.comfyui import predictor
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
+from sefi_ide.sefi_core.comfyui.base_model import family_of
 from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.text import class_word_embedding
 from sefi_ide.sefi_core.comfyui.train import train_identity
+from sefi_ide.sefi_core.identity import Identity
 from sefi_ide.sefi_core.pictures import Photo
 from sefi_ide.sefi_core.training import TrainingSettings
 
@@ -40,6 +45,8 @@ TITLES = {
     "named": "named people (ceiling)",
 }
 PLACEHOLDER = "subject"
+INITIAL = ("class word", "zero", "random")
+"""What training can start from; the pack starts from the first."""
 
 
 class Learned(NamedTuple):
@@ -66,16 +73,47 @@ def learn(
     started = time.monotonic()
     if method == LORA:
         return _learn_lora(mini, photos, class_word, overrides, started)
-    settings = TrainingSettings(
-        **{**IDENTITY_METHODS[method], **overrides, "resolution": 128, "preview_every": 0}
-    )
-    identity = train_identity(
-        mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings
-    ).identity
+    identity = learn_identity(mini, method, photos, class_word, overrides)
     seconds = time.monotonic() - started
+    return with_identity(mini, identity)._replace(seconds=seconds, size=len(identity.to_bytes()))
+
+
+def with_identity(mini: MiniSDRuntime, identity: Identity) -> Learned:
+    """MODEL and CLIP with the identity applied."""
     model, clip = apply_identity(mini.model, mini.clip, AppliedIdentity(identity))
-    size = len(identity.to_bytes())
-    return Learned(model, clip, identity.placeholder, seconds, size)
+    return Learned(model, clip, identity.placeholder)
+
+
+def learn_identity(
+    mini: MiniSDRuntime,
+    method: str,
+    photos: Sequence[Photo],
+    class_word: str,
+    overrides: Mapping[str, Any],
+) -> Identity:
+    """The identity that one of ``IDENTITY_METHODS`` learns.
+
+    Beside settings, ``overrides`` may have two things that are no settings of the pack:
+    ``initial``, one of ``INITIAL``, and ``levels``, those of the U-Net whose attention counts.
+    """
+    changed = {**IDENTITY_METHODS[method], **overrides}
+    initial, levels = changed.pop("initial", INITIAL[0]), changed.pop("levels", predictor.LEVELS)
+    settings = TrainingSettings(**{**changed, "resolution": 128, "preview_every": 0})
+    start = None if initial == INITIAL[0] else _start(mini, class_word, settings, initial)
+    with mock.patch.object(predictor, "LEVELS", tuple(levels)):
+        return train_identity(
+            mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings, start
+        ).identity
+
+
+def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> Identity:
+    """An identity to start from that is not the class word's."""
+    ((encoder, rows),) = class_word_embedding(mini.clip, class_word).items()
+    shape = settings.stages, settings.vectors, rows.shape[-1]
+    spread = rows.std() if initial == "random" else 0.0
+    vectors = spread * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
+    start = {encoder: vectors}
+    return Identity(PLACEHOLDER, class_word, family_of(mini.model), start, start)
 
 
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:

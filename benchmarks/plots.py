@@ -53,3 +53,23 @@ def plot_growth(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def save_panels(columns: Mapping[str, Sequence], path: Path) -> None:
+    """Pictures (H, W, 3) in [0, 1] in columns, each with its title on top."""
+    rows = max(len(pictures) for pictures in columns.values())
+    figure, panels = pyplot.subplots(
+        rows,
+        len(columns),
+        figsize=(1.6 * len(columns), 1.6 * rows + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel in panels.flat:
+        panel.axis("off")
+    for column, (title, pictures) in enumerate(columns.items()):
+        panels[0][column].set_title(title.replace(" (", "\n("), fontsize=7)
+        for row, picture in enumerate(pictures):
+            panels[row][column].imshow(picture.clamp(0, 1).numpy(), interpolation="nearest")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

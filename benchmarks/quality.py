@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +102,12 @@ def sweep(kind: str, store: Path) -> dict[str, list[dict[str, float]]]:
         ]
         table[method] = sorted(rows, key=lambda row: -row["id_p"])
     return table
+
+
+def published_winners(kind: str) -> dict[str, dict[str, Any]]:
+    """Learning rate and steps of every method, of the sweep that the repository holds."""
+    published = json.loads(WINNERS.read_text(encoding="utf-8")) if WINNERS.exists() else {}
+    return published.get(kind, UNSWEPT)
 
 
 def benchmark(
@@ -210,12 +217,13 @@ def main() -> int:
     quick = bool(int(os.environ.get("QUICK") or 0))
     kind = os.environ.get("KIND") or "person"
     seeds = [int(seed) for seed in (os.environ.get("SEEDS") or "1").split()]
+    if VALIDATION_SEED in seeds:
+        raise SystemExit(f"SEEDS has {VALIDATION_SEED}, whose subjects chose the settings")
     output = OUTPUT / kind
     output.mkdir(parents=True, exist_ok=True)
     store = output / "rows.jsonl"
-    published = json.loads(WINNERS.read_text(encoding="utf-8")) if WINNERS.exists() else {}
     if quick:
-        winners = published.get(kind, UNSWEPT)
+        winners = published_winners(kind)
     else:
         table = sweep(kind, store)
         (output / "sweep.md").write_text(sweep_markdown(table), encoding="utf-8")

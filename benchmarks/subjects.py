@@ -28,10 +28,21 @@ class Subject:
         return world.unseen_look(1000 * self.seed + self.number, self.kind)
 
     def photos(self, count: int) -> list[Photo]:
-        """Training pictures (128, 128, 3) with the head as their mask, all of them different."""
+        """Training pictures (128, 128, 3) with the head as their mask, all of them different.
+
+        Like a user's own photos they were taken somewhere, of someone in some mood who may have
+        something at hand: what they show beside the subject is in no training prompt, and must
+        not stick to the identity.
+        """
         photos = []
         for n in range(count):
-            shot = wishes.shot_of(self.look, self.kind, {}, 1000 * self.seed + self.number + 37 * n)
+            seed = 1000 * self.seed + self.number + 37 * n
+            rng = np.random.default_rng(2 * 10**6 + seed)
+            wish = {
+                name: str(rng.choice(wishes.PROMPTABLE[name]))
+                for name in ("scene", "expression", "object")
+            }
+            shot = wishes.shot_of(self.look, self.kind, wish, seed)
             rendering = render.render(shot)
             picture = torch.from_numpy(rendering.picture.copy()).float() / 255
             mask = torch.from_numpy(rendering.regions[0]["head"].copy()).float() / 255

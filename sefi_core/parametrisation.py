@@ -12,36 +12,52 @@ Vectors = dict[str, torch.Tensor]
 
 Start = Mapping[str, torch.Tensor]
 
+Units = Mapping[str, float]
+"""Text encoder -> what a step of the learning rate is measured in, 1 where there is none.
+
+Encoders differ in the size of their token embeddings, and AdamW moves every number by the learning
+rate: measured in units of that size, one learning rate fits all.
+"""
+
 PARAMETRISATIONS = ("direct", "shared", "self-attention")
 
 
 class DirectVectors(nn.Module):
     """The K and V vectors are the parameters."""
 
-    def __init__(self, keys: Start, values: Start) -> None:
+    def __init__(self, keys: Start, values: Start, units: Units) -> None:
         super().__init__()
-        self.keys, self.values = (
-            nn.ParameterDict({name: rows.detach().clone() for name, rows in start.items()})
-            for start in (keys, values)
-        )
+        self.units = dict(units)
+        self.keys, self.values = (_in_units(start, units) for start in (keys, values))
 
     def forward(self) -> tuple[Vectors, Vectors]:
         """The current (keys, values)."""
-        return dict(self.keys), dict(self.values)
+        return _out_of_units(self.keys, self.units), _out_of_units(self.values, self.units)
 
 
 class SharedVectors(nn.Module):
     """The same vectors for K and V: textual inversion, and ProSpect with more than one stage."""
 
-    def __init__(self, keys: Start, values: Start) -> None:
+    def __init__(self, keys: Start, values: Start, units: Units) -> None:
         super().__init__()
-        middle = {name: torch.lerp(keys[name], values[name], 0.5).detach() for name in keys}
-        self.vectors = nn.ParameterDict(middle)
+        self.units = dict(units)
+        middle = {name: torch.lerp(keys[name], values[name], 0.5) for name in keys}
+        self.vectors = _in_units(middle, units)
 
     def forward(self) -> tuple[Vectors, Vectors]:
         """The current (keys, values), one and the same dict."""
-        vectors = dict(self.vectors)
+        vectors = _out_of_units(self.vectors, self.units)
         return vectors, vectors
+
+
+def _in_units(start: Start, units: Units) -> nn.ParameterDict:
+    return nn.ParameterDict(
+        {name: rows.detach() / units.get(name, 1.0) for name, rows in start.items()}
+    )
+
+
+def _out_of_units(parameters: nn.ParameterDict, units: Units) -> Vectors:
+    return {name: rows * units.get(name, 1.0) for name, rows in parameters.items()}
 
 
 class SelfAttentionVectors(nn.Module):
@@ -54,7 +70,7 @@ class SelfAttentionVectors(nn.Module):
 
     HEAD_WIDTH = 64
 
-    def __init__(self, keys: Start, values: Start) -> None:
+    def __init__(self, keys: Start, values: Start, units: Units) -> None:
         super().__init__()
         self.blocks = nn.ModuleDict(
             {name: _Block(torch.stack([keys[name], values[name]])) for name in keys}
@@ -92,12 +108,15 @@ class _Block(nn.Module):
         return self.start + change[0].view_as(self.start)
 
 
-def build_parametrisation(kind: str, keys: Start, values: Start, seed: int) -> nn.Module:
+def build_parametrisation(
+    kind: str, keys: Start, values: Start, seed: int, units: Units | None = None
+) -> nn.Module:
     """A parametrisation of ``PARAMETRISATIONS`` that starts at these vectors.
 
-    Its random weights come from ``seed``; the global random state stays as it is.
+    Its random weights come from ``seed``; the global random state stays as it is. ``units`` are
+    those of the learning rate.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kinds = (DirectVectors, SharedVectors, SelfAttentionVectors)
-        return dict(zip(PARAMETRISATIONS, kinds, strict=True))[kind](keys, values)
+        return dict(zip(PARAMETRISATIONS, kinds, strict=True))[kind](keys, values, units or {})

@@ -41,7 +41,7 @@ Conditioning = dict[str, Any]
 
 @dataclass
 class Prompt:
-    """What one conditioning of the current step stands for.
+    """What one prompt of the current step stands for.
 
     ``context`` (1, tokens, width) is what ComfyUI feeds to the U-Net; ``swaps`` are the parts of it
     that have other keys and values now: (start, end, key, value).
@@ -55,8 +55,8 @@ class Prompt:
 
         ComfyUI repeats contexts to the least common multiple of the lengths in a batch.
         """
-        count, tokens, width = self.context.shape
-        if count != 1 or width != rows.shape[2] or rows.shape[1] % tokens:
+        _, tokens, width = self.context.shape
+        if width != rows.shape[2] or rows.shape[1] % tokens:
             return None
         return self.context.to(rows).repeat(1, rows.shape[1] // tokens, 1)
 
@@ -66,10 +66,10 @@ class Run:
     """The state of one sampling."""
 
     registries: Sequence[Registry]
-    prompts: dict[tuple[int, object], Prompt] = field(default_factory=dict)
-    """The conditionings of the current step, by place in the list of lists and uuid."""
+    prompts: dict[tuple[int, object], list[Prompt]] = field(default_factory=dict)
+    """The rows of each conditioning of the current step, by place in the list of lists and uuid."""
     segments: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    """Context -> the payloads in it, found once."""
+    """Context -> for each of its rows the payloads in it, found once."""
     edges: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """Number of stages -> the sigmas between them."""
     percents: dict[float, float] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def _resolve(
     model: BaseModel,
     conds: list[list[Conditioning] | None],
     timestep: torch.Tensor,
-) -> dict[tuple[int, object], Prompt]:
+) -> dict[tuple[int, object], list[Prompt]]:
     """The prompts of a step, or nothing if none has anything to swap."""
     contexts = [
         (place, cond, cond["model_conds"]["c_crossattn"].cond)
@@ -181,20 +181,36 @@ def _resolve(
     for _, cond, context in contexts:
         if context not in run.segments:
             run.segments[context] = _segments(run, context, owners.get(id(context), cond))
-    if not any(run.segments[context] for _, _, context in contexts):
+    if not any(any(run.segments[context]) for _, _, context in contexts):
         return {}
     sigma = float(timestep.flatten()[0])
     return {
-        (place, cond["uuid"]): Prompt(context, _swaps(run, model, run.segments[context], sigma))
+        (place, cond["uuid"]): [
+            Prompt(row, _swaps(run, model, segments, sigma))
+            for row, segments in zip(context.split(1), run.segments[context], strict=True)
+        ]
         for place, cond, context in contexts
     }
 
 
-def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[Segment]:
-    registered = (payload for registry in run.registries for payload in registry)
-    segments = find_segments(context, cond, registered)
-    own = cond.get(CONDITIONING_KEY)
-    if own and not segments and context.any() and not run.warned:
+def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[Segment]]:
+    """The payloads of each row; several rows are a prompt for each picture of the batch."""
+    own = cond.get(CONDITIONING_KEY) or []
+    registered = [payload for registry in run.registries for payload in registry]
+    rows = context.split(1)
+    if len(rows) == 1:
+        segments = [find_segments(context, cond, registered)]
+    else:  # the dict is that of one row, and nothing says of which
+        pooled = cond.get("pooled_output")
+        pooled = pooled.split(1) if pooled is not None else ()
+        dicts = (
+            [{"pooled_output": p} for p in pooled] if len(pooled) == len(rows) else [{}] * len(rows)
+        )
+        segments = [
+            find_segments(row, one, [*own, *registered])
+            for row, one in zip(rows, dicts, strict=True)
+        ]
+    if own and not any(segments) and context.any() and not run.warned:
         run.warned = True
         names = " and ".join(f"<{name}>" for payload in own for name in payload["names"])
         logger.warning(
@@ -282,7 +298,9 @@ def _prompts_of_rows(
 ) -> list[Prompt | None]:
     """The prompt that each row of the batch is the context of."""
     rows = context.shape[0]
-    repeated = [(prompt, prompt.repeated(context)) for prompt in run.prompts.values()]
+    repeated = [
+        (prompt, prompt.repeated(context)) for group in run.prompts.values() for prompt in group
+    ]
     candidates = [(prompt, expected) for prompt, expected in repeated if expected is not None]
     if not candidates:
         return [None] * rows
@@ -301,8 +319,8 @@ def _prompts_of_rows(
             prompt for (prompt, _), match in zip(candidates, matches[row], strict=True) if match
         ]
         # Equal contexts may stand for different things; then the row's own place decides.
-        by_place = run.prompts.get(places[row * len(places) // rows]) if places else None
-        own = [prompt for prompt in matching if prompt is by_place]
+        by_place = run.prompts.get(places[row * len(places) // rows], []) if places else []
+        own = [prompt for prompt in matching if any(prompt is other for other in by_place)]
         prompts.append(next(iter(own or matching), None))
     return prompts
 

@@ -26,6 +26,10 @@ Tokens = dict[str, list[list[tuple[Any, ...]]]]
 Vectors = Mapping[str, Mapping[str, torch.Tensor]]
 """Identity name -> text encoder -> token embeddings (vectors, width)."""
 
+SD1_EMBEDDING_SIZE = 0.014
+"""Root mean square of Stable Diffusion 1.x's token embeddings: 768 numbers of a norm of 0.39."""
+SAMPLED_ROWS = 1024
+
 
 class PlaceholderToken(int):
     """A token id of the class word that knows which placeholder it stands for.
@@ -167,6 +171,22 @@ def token_embeddings(
     table = model.transformer.get_input_embeddings()
     device = model.execution_device or table.weight.device  # as SDClipModel.forward chooses it
     return table(torch.tensor(ids, device=device), out_dtype=torch.float32).cpu()
+
+
+def embedding_units(clip: CLIP) -> dict[str, float]:
+    """Text encoder -> size of its token embeddings over Stable Diffusion 1.x's.
+
+    The size is the root mean square of rows all over the table. With it a learning rate means what
+    trainers for Stable Diffusion 1.x mean by it, whatever the encoder.
+    """
+    clip.load_model()
+    units = {}
+    for encoder in token_widths(clip):
+        table = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings()
+        ids = range(0, table.weight.shape[0], max(1, table.weight.shape[0] // SAMPLED_ROWS))
+        rows = token_embeddings(clip.cond_stage_model, encoder, ids)
+        units[encoder] = float(rows.square().mean().sqrt()) / SD1_EMBEDDING_SIZE
+    return units
 
 
 def placeholder_ids(chunks: list[list[tuple[Any, ...]]], name: str) -> list[int]:

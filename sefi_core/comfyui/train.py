@@ -22,7 +22,7 @@ from .apply import apply_identity
 from .base_model import family_of
 from .encoding import AppliedIdentity
 from .predictor import ComfyPredictor
-from .text import class_word_embedding, token_widths
+from .text import class_word_embedding, embedding_units, token_widths
 from .trainable import differentiable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,11 @@ def train_identity(
             with_maps=settings.attention_weight > 0,
         )
         parameters = build_parametrisation(
-            settings.parametrisation, first.keys, first.values, settings.seed
+            settings.parametrisation,
+            first.keys,
+            first.values,
+            settings.seed,
+            embedding_units(clip),
         )
 
         def current(history: Sequence[Step] = ()) -> Identity:

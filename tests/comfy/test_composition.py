@@ -528,6 +528,32 @@ def test_latent_batch(setting):
     check(setting, text_case(), text_guidance(setting), noise=noise)
 
 
+@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "no-pooled"])
+def test_a_prompt_for_each_picture_of_the_batch(setting, pooled):
+    """As prompt schedules of animations make them: one conditioning with a row for each picture."""
+    texts = [TEXT, "a photo of a person, smiling", "<bob> at the sea"]
+    noise = random_latents(len(texts), seed=8)
+
+    def case(world, noise):
+        encoded = [world.encode(text)[0] for text in texts]
+        dicts = [dict(extra) for _, extra in encoded]
+        merged = dicts[0]
+        merged["pooled_output"] = torch.cat([extra["pooled_output"] for extra in dicts])
+        if not pooled:
+            del merged["pooled_output"]
+        positive = [[torch.cat([context for context, _ in encoded]), merged]]
+        return world.sample(positive, world.encode(NEGATIVE), noise)
+
+    result = case(setting.applied, noise)
+    for row, text in enumerate(texts):
+        one = noise[row : row + 1]
+        guidance = text_guidance(setting, text)
+        expected = setting.oracle.sample(one, setting.plain.sigmas(), guidance)
+        if "<" in text or pooled:
+            difference = (result[row : row + 1] - expected).abs().max() / expected.std()
+            assert float(difference) < TOLERANCE
+
+
 @pytest.fixture(scope="module")
 def controlnet():
     """A small random ControlNet of ComfyUI's own class."""

@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from sefi_ide.benchmarks import jobs, quality, subjects
+import torch
+from sefi_ide.benchmarks import figures, jobs, measures, methods, publish, quality, subjects
 from sefi_ide.benchmarks.measures import interval
+from sefi_ide.benchmarks.miniature import MiniSDRuntime
 
 GOOD = {
     "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
@@ -127,3 +129,94 @@ def test_a_job_draws_and_measures():
     assert 0 <= figures["leak"] <= 1 and 0 <= figures["prompt"] <= 1
     assert -1 <= figures["id_p"] <= figures["id"] <= 1
     assert figures["seconds"] == figures["bytes"] == 0
+
+
+def test_the_subjects_that_chose_the_settings_are_refused(monkeypatch):
+    monkeypatch.setenv("SEEDS", f"1 {subjects.VALIDATION_SEED}")
+    with pytest.raises(SystemExit, match="chose the settings"):
+        quality.main()
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return MiniSDRuntime()
+
+
+def learned(mini, **overrides):
+    photos = subjects.Subject(1, 0).photos(1)
+    return methods.learn_identity(mini, "sefi", photos, "person", {"steps": 2, **overrides})
+
+
+def test_a_batch_of_prompts_draws_what_single_ones_do(mini, monkeypatch):
+    """With an identity and seeds, to be told apart from the class word and from each other."""
+    known = methods.with_identity(mini, learned(mini, learning_rate=0.05))
+    plain = methods.Learned(mini.model, mini.clip, "person")
+    asked = [{"scene": "beach"}, {"object": "cup"}]
+    together = measures.draw(mini, known, asked, [1, 2], "person")
+    monkeypatch.setattr(measures, "BATCH", 1)
+    singly = measures.draw(mini, known, asked, [1, 2], "person")
+    torch.testing.assert_close(together, singly, atol=2e-3, rtol=0)
+    assert (singly - measures.draw(mini, plain, asked, [1, 2], "person")).abs().mean() > 5e-3
+
+
+def test_training_can_start_elsewhere_and_look_at_other_levels(mini):
+    zero, random, usual = (
+        learned(mini, initial=initial, learning_rate=1e-6).keys["l"]
+        for initial in ("zero", "random", "class word")
+    )
+    assert zero.abs().max() < 1e-4 < random.std()
+    assert (usual - random).abs().mean() > 0.01
+    half, quarter = (learned(mini, levels=levels).keys["l"] for levels in ([2], [4]))
+    assert not torch.equal(half, quarter)
+
+
+def test_parts_of_an_identity(mini):
+    whole = learned(mini, learning_rate=0.05, stages=5)
+    word = figures.class_word_embedding(mini.clip, "person")
+    parts = dict(figures.parts_of(whole, word))
+    plain = word["l"].expand_as(whole.keys["l"])
+    assert torch.equal(parts["only K"].keys["l"], whole.keys["l"])
+    assert torch.equal(parts["only K"].values["l"], plain)
+    assert torch.equal(parts["only V"].keys["l"], plain)
+    noisiest = parts["stage 1 of 5"]
+    for vectors, own in ((noisiest.keys, whole.keys), (noisiest.values, whole.values)):
+        assert torch.equal(vectors["l"][4], own["l"][4])
+        assert torch.equal(vectors["l"][:4], plain[:4])
+
+
+def test_change_tells_layout_from_detail():
+    grey = torch.full((1, 128, 128, 3), 0.5)
+    brighter = figures.change(grey + 0.1, grey)
+    assert brighter["layout"] == pytest.approx(0.1, rel=1e-3)
+    assert brighter["detail"] == pytest.approx(0.0, abs=1e-6)
+    stripes = grey.clone()
+    stripes[:, ::2] += 0.1
+    stripes[:, 1::2] -= 0.1
+    striped = figures.change(stripes, grey)
+    assert striped["layout"] == pytest.approx(0.0, abs=1e-6)
+    assert striped["detail"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
+    output, docs = tmp_path / "output", tmp_path / "docs"
+    folder = output / "bench-quality" / "robot"
+    folder.mkdir(parents=True)
+    docs.mkdir()
+    (folder / "table.md").write_text("| table |\n")
+    (folder / "sweep.md").write_text("| sweep |\n")
+    (folder / "id_prompt.png").write_bytes(b"png")
+    (folder / "winners.json").write_text(json.dumps({"sefi": {"steps": 3}}))
+    winners = tmp_path / "winners.json"
+    winners.write_text(json.dumps({"person": {"sefi": {"steps": 9}}}))
+    monkeypatch.setattr(publish, "OUTPUT", output)
+    monkeypatch.setattr(publish, "DOCS", docs)
+    monkeypatch.setattr(publish, "WINNERS", winners)
+    assert publish.main() == 0
+    page = (docs / "quality_robots.md").read_text()
+    assert "KIND=robot make bench-quality" in page and "| table |" in page and "| sweep |" in page
+    assert (docs / "id_prompt_robots.png").read_bytes() == b"png"
+    assert json.loads(winners.read_text()) == {
+        "person": {"sefi": {"steps": 9}},
+        "robot": {"sefi": {"steps": 3}},
+    }
+    assert not (docs / "quality_people.md").exists()

@@ -41,6 +41,25 @@ def test_training_begins_at_the_start_vectors(kind):
                 assert torch.equal(made[encoder][stage], given[encoder][stage])
 
 
+@pytest.mark.parametrize("kind", ["direct", "shared"])
+def test_a_learning_rate_is_measured_in_the_encoders_units(kind):
+    """A first step of AdamW is the learning rate itself, times the unit."""
+    start = start_vectors()
+    parameters = build_parametrisation(kind, start[0], start[0], seed=1, units={"g": 4.0})
+    before = parameters()[0]
+    optimizer = torch.optim.AdamW(parameters.parameters(), 1e-3, weight_decay=0.0)
+    sum(rows.sum() for rows in parameters()[0].values()).backward()
+    optimizer.step()
+    after = parameters()[0]
+    for encoder, unit in (("g", 4.0), ("l", 1.0)):
+        torch.testing.assert_close(
+            before[encoder] - after[encoder],
+            torch.full_like(after[encoder], 1e-3 * unit),
+            rtol=1e-2,
+            atol=0,
+        )
+
+
 def test_every_stage_role_and_encoder_can_be_learned(kind):
     """From one start, 2 * STAGES different targets for each encoder are reached.
 
