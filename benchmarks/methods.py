@@ -25,10 +25,18 @@ from .lora import apply_lora, train_lora
 from .miniature import MiniSDRuntime
 
 LORA = "lora"
+_INVERSION = {"stages": 1, "parametrisation": "shared", "attention_weight": 0.0}
 IDENTITY_METHODS: dict[str, dict[str, Any]] = {
-    "textual_inversion": {"stages": 1, "parametrisation": "shared", "attention_weight": 0.0},
-    "per_stage_5": {"stages": 5, "parametrisation": "shared", "attention_weight": 0.0},
-    "per_stage_10": {"stages": 10, "parametrisation": "shared", "attention_weight": 0.0},
+    "textual_inversion": {**_INVERSION, "background_weight": 1.0},
+    "textual_inversion_masked": {**_INVERSION, "background_weight": 0.0},
+    "per_stage_5": {**_INVERSION, "background_weight": 1.0, "stages": 5},
+    "per_stage_10": {**_INVERSION, "background_weight": 1.0, "stages": 10},
+    "sefi_paper": {
+        "stages": 5,
+        "parametrisation": "direct",
+        "attention_weight": 0.003,
+        "background_weight": 1.0,
+    },
     "sefi_no_attention_loss": {"attention_weight": 0.0},
     "sefi": {},
 }
@@ -37,11 +45,13 @@ METHODS = (*IDENTITY_METHODS, LORA)
 TITLES = {
     "class_word": "class word (floor)",
     "textual_inversion": "textual inversion",
+    "textual_inversion_masked": "textual inversion (noise loss in the mask)",
     "per_stage_5": "5 stages, K = V (ProSpect-like)",
     "per_stage_10": "10 stages, K = V (ProSpect-like)",
     "lora": "LoRA (core's Train LoRA node)",
-    "sefi_no_attention_loss": "SeFi without attention loss",
-    "sefi": "SeFi",
+    "sefi_paper": "SeFi (as published)",
+    "sefi_no_attention_loss": "SeFi (without attention loss)",
+    "sefi": "SeFi (the pack's defaults)",
     "named": "named people (ceiling)",
 }
 PLACEHOLDER = "subject"
@@ -118,7 +128,8 @@ def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> I
 
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:
     with torch.no_grad():
-        latents = mini.vae.encode(torch.stack([photo.picture for photo in photos]))
+        pictures = torch.stack([photo.picture for photo in photos])
+        latents = mini.vae.encode(torch.cat([pictures, pictures.flip(2)]))  # mirrored, as for all
         conditioning = mini.encode(f"a photo of a {class_word}")
     lora = train_lora(mini.model, latents, conditioning, seed=0, **overrides)
     seconds = time.monotonic() - started

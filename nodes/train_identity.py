@@ -159,9 +159,10 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(PARAMETRISATIONS),
             default=DEFAULTS.parametrisation,
             advanced=True,
-            tooltip="direct: vectors of their own for K and for V. shared: the same for both, as "
-            "in textual inversion (with 1 stage) and ProSpect. self-attention: a small block makes "
-            "the vectors; it wants a learning_rate of 0.0005 or so.",
+            tooltip="residual: one vector for all, and an offset for each stage's K and V. direct: "
+            "separate vectors, each learned from its stage's steps only. shared: the same for K "
+            "and V, as in textual inversion (with 1 stage) and ProSpect. self-attention: a small "
+            "block makes the vectors; it wants a learning_rate of 0.0005 or so.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -171,7 +172,8 @@ def _advanced_inputs() -> list[io.Input]:
             step=1e-5,
             round=False,
             advanced=True,
-            tooltip="Learning rate of AdamW, for vectors in CLIP's token space.",
+            tooltip="Learning rate of AdamW, for vectors the size of Stable Diffusion 1.x's token "
+            "embeddings; scaled for others.",
         ),
         io.Combo.Input(
             "schedule",
@@ -225,7 +227,8 @@ def _advanced_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Weight of the noise loss outside the mask, a factor; 1 learns all alike.",
+            tooltip="Weight of the noise loss outside the mask, a factor. 0 learns from the masked "
+            "part only, 1 from all alike. Without a mask it changes nothing.",
         ),
         io.Float.Input(
             "snr_gamma",

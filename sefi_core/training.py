@@ -34,26 +34,27 @@ DEFAULT_TEMPLATES = (
 class TrainingSettings:
     """Everything a user can set about a training. Building impossible ones raises SeFiError."""
 
-    steps: int = 400
+    steps: int = 300
     seed: int = 0
     stages: int = 5
     vectors: int = 1
     """Token embeddings per stage, for K and for V."""
-    parametrisation: str = "direct"
+    parametrisation: str = "residual"
     learning_rate: float = 5e-3
+    """Of AdamW, in the units of :data:`parametrisation.Units`."""
     schedule: str = "cosine"
     batch_size: int = 1
-    attention_weight: float = 0.003
-    """The paper's lambda."""
+    attention_weight: float = 0.001
+    """The paper's lambda; its own is 0.003."""
     attention_target: str = "reference map"
     attention_tokens: str = "all"
-    background_weight: float = 1.0
-    """Of the noise loss outside the face mask."""
+    background_weight: float = 0.0
+    """Of the noise loss outside the face mask; nothing without a mask."""
     snr_gamma: float = 0.0
     """Cap of min-SNR weighting; 0 is none."""
     resolution: int = 512
     """Side of the square training pictures, in pixels."""
-    flip: bool = False
+    flip: bool = True
     crops: int = 1
     """Random crops of every picture; 1 is the picture itself."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES

@@ -38,7 +38,7 @@ def test_training_begins_at_the_start_vectors(kind):
         assert made.keys() == given.keys()
         for encoder in given:
             for stage in range(STAGES):
-                assert torch.equal(made[encoder][stage], given[encoder][stage])
+                torch.testing.assert_close(made[encoder][stage], given[encoder][stage])
 
 
 @pytest.mark.parametrize("kind", ["direct", "shared"])

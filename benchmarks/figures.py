@@ -1,0 +1,133 @@
+"""``make bench-figures``: where each method's word looks, and what K, V and the stages decide.
+
+Two pictures, in ``output/bench-figures``. ``attention.png`` has one column per method: a picture of
+one prompt, and below it where the subject's word looked in it. ``keys_values.png`` draws one prompt
+with parts of a learned identity, the class word's embedding in the place of the others: only K,
+only V, only one stage. What those parts do is measured over several people; the last line is one
+JSON object of ``id`` and of how much the picture differs from the class word's, in layout (what is
+left of the difference after blurring) and in detail (the rest). Learning rates and steps are the
+published winners of the quality benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from . import miniature  # noqa: F401  (ComfyUI on the path)
+from .comfyui import REPOSITORY
+from .measures import draw, quality, word_maps
+from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
+from .miniature import MiniSDRuntime, judges
+from .plots import save_panels
+from .quality import published_winners
+from .subjects import Subject, prompts
+
+# isort: split
+from sefi_ide.sefi_core.comfyui.text import class_word_embedding
+from sefi_ide.sefi_core.heatmap import heat_picture
+from sefi_ide.sefi_core.identity import Identity
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = REPOSITORY / "output" / "bench-figures"
+KIND, SEED = "person", 1
+WISH = {"scene": "eiffel", "object": "basketball", "eyes": "closed"}
+PEOPLE, PROMPTS = 4, 10
+BLUR = 16
+"""Side in pixels of the squares that layout is compared in."""
+STAGES = 5
+
+
+def attention_figure(mini: MiniSDRuntime) -> None:
+    """``attention.png``: photo, then each method's picture above its word's attention."""
+    subject, winners = Subject(SEED, 0, KIND), published_winners(KIND)
+    photos = subject.photos(1)
+    columns = {"training picture": [photos[0].picture, torch.zeros(128, 128, 3)]}
+    ways = {"class word": Learned(mini.model, mini.clip, KIND)} | {
+        TITLES[method]: learn(mini, method, photos, KIND, winners.get(method, {}))
+        for method in METHODS
+    }
+    for title, learned in ways.items():
+        picture = draw(mini, learned, [WISH], [SEED], KIND)
+        heat = word_maps(mini, learned, picture, WISH, KIND, SEED).mean(dim=(0, 1))
+        columns[title] = [picture[0], heat_picture(heat / heat.max(), picture[0], "")[:128]]
+    save_panels(columns, OUTPUT / "attention.png")
+
+
+def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iterator:
+    """(title, identity) with only a part of what was learned, noisiest stage first."""
+    ((encoder, rows),) = class_word.items()
+    plain = {encoder: rows.expand_as(identity.keys[encoder])}
+    yield "K and V", identity
+    yield "only K", replace(identity, values=plain)
+    yield "only V", replace(identity, keys=plain)
+    for stage in reversed(range(identity.stages)):
+        kept = {}
+        for role in ("keys", "values"):
+            vectors = plain[encoder].clone()
+            vectors[stage] = getattr(identity, role)[encoder][stage]
+            kept[role] = {encoder: vectors}
+        number = identity.stages - stage
+        yield f"stage {number} of {identity.stages}", replace(identity, **kept)
+
+
+def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
+    """``keys_values.png`` and its figures."""
+    judge, asked = judges.load_judges(), prompts(SEED, PROMPTS)
+    overrides = {**published_winners(KIND).get("sefi", {}), "stages": STAGES}
+    rows: dict[str, list[dict[str, float]]] = {}
+    columns: dict[str, list[torch.Tensor]] = {}
+    for number in range(PEOPLE):
+        subject = Subject(SEED, number, KIND)
+        plain = draw(mini, Learned(mini.model, mini.clip, KIND), [*asked, WISH], [SEED], KIND)
+        columns.setdefault("class word", []).append(plain[-1])
+        identity = learn_identity(mini, "sefi", subject.photos(1), KIND, overrides)
+        for title, part in parts_of(identity, class_word_embedding(mini.clip, KIND)):
+            pictures = draw(mini, with_identity(mini, part), [*asked, WISH], [SEED], KIND)
+            columns.setdefault(title, []).append(pictures[-1])
+            references = subject.renders(asked)
+            found = quality(judge, pictures[:-1], asked, references)
+            rows.setdefault(title, []).append(found | change(pictures[:-1], plain[:-1]))
+        logger.info("%d of %d people", number + 1, PEOPLE)
+    save_panels(columns, OUTPUT / "keys_values.png")
+    return {
+        title: {name: sum(row[name] for row in part) / len(part) for name in part[0]}
+        for title, part in rows.items()
+    }
+
+
+def change(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
+    """Root mean square difference of pictures (B, H, W, 3): of their blurred form, and the rest."""
+    difference = (pictures - others).movedim(-1, 1)
+    coarse = F.avg_pool2d(difference, BLUR)
+    rest = difference - F.interpolate(coarse, scale_factor=BLUR)
+    return {
+        "layout": coarse.square().mean().sqrt().item(),
+        "detail": rest.square().mean().sqrt().item(),
+    }
+
+
+def main() -> int:
+    """Draw both."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    mini = MiniSDRuntime()
+    attention_figure(mini)
+    figures = keys_values_figure(mini)
+    (OUTPUT / "keys_values.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    sys.stdout.write(
+        json.dumps({k: {n: round(v, 4) for n, v in row.items()} for k, row in figures.items()})
+        + "\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""``make publish``: put what the benchmarks last measured into ``docs/`` and ``winners.json``.
+
+Reads the output folders of ``bench-quality``, ``bench-ablations``, ``bench-figures`` and
+``bench-cost``; what was not measured stays as it is. Pages say which command made them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from .comfyui import REPOSITORY
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = REPOSITORY / "output"
+DOCS = REPOSITORY / "docs"
+WINNERS = Path(__file__).with_name("winners.json")
+KINDS = {"person": "people", "robot": "robots"}
+PICTURES = {
+    "bench-figures/attention.png": "attention.png",
+    "bench-figures/keys_values.png": "keys_values.png",
+    "bench-cost/growth.png": "cost_growth.png",
+}
+
+
+def publish_quality(kind: str) -> None:
+    """``docs/quality_<people>.md`` with table, sweep and plot, and the winners of the sweep."""
+    folder, plural = OUTPUT / "bench-quality" / kind, KINDS[kind]
+    if not (folder / "table.md").exists():
+        return
+    command = "make bench-quality" if kind == "person" else f"KIND={kind} make bench-quality"
+    parts = [
+        f"# Quality of {plural}",
+        f"Made by `{command}`. Means over identities, with 95 % bootstrap intervals.",
+        (folder / "table.md").read_text(encoding="utf-8").strip(),
+        f"![Identity against prompt](id_prompt_{plural}.png)",
+    ]
+    if (folder / "sweep.md").exists():
+        parts += [
+            "## Sweep",
+            "Every method at every learning rate and number of steps, on four validation "
+            "identities that are not in the table above; best first.",
+            (folder / "sweep.md").read_text(encoding="utf-8").strip(),
+        ]
+        winners = json.loads(WINNERS.read_text(encoding="utf-8")) if WINNERS.exists() else {}
+        winners[kind] = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
+        WINNERS.write_text(json.dumps(winners, indent=1) + "\n", encoding="utf-8")
+    (DOCS / f"quality_{plural}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "id_prompt.png", DOCS / f"id_prompt_{plural}.png")
+    logger.info("published %s", plural)
+
+
+def publish_ablations() -> None:
+    """``docs/ablations.md``."""
+    tables = OUTPUT / "bench-ablations" / "tables.md"
+    if not tables.exists():
+        return
+    intro = (
+        "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
+        "means over the four validation identities of the sweep."
+    )
+    text = "\n\n".join(["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
+    (DOCS / "ablations.md").write_text(text + "\n", encoding="utf-8")
+    logger.info("published ablations")
+
+
+def main() -> int:
+    """Publish everything that is there."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for kind in KINDS:
+        publish_quality(kind)
+    publish_ablations()
+    for source, name in PICTURES.items():
+        if (OUTPUT / source).exists():
+            shutil.copyfile(OUTPUT / source, DOCS / name)
+            logger.info("published %s", name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
