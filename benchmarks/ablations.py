@@ -44,7 +44,8 @@ TABLES: dict[str, Variants] = {
     },
     "stages": _values("stages", 1, 3, 5, 7, 10),
     "parametrisation": {
-        "direct": {},
+        "residual": {},
+        "direct": {"parametrisation": "direct"},
         "K and V shared": {"parametrisation": "shared"},
         "self-attention, learning rate 5e-4": {
             "parametrisation": "self-attention",
@@ -53,8 +54,10 @@ TABLES: dict[str, Variants] = {
     },
     "initial value": _values("initial", *INITIAL),
     "vectors": _values("vectors", 1, 2, 4),
-    "background weight": _values("background_weight", 1.0, 0.5, 0.1),
+    "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "min-SNR gamma": _values("snr_gamma", 0.0, 1.0, 5.0),
+    "mirrored photos": _values("flip", False, True),
+    "crops": _values("crops", 1, 8),
     "schedule": _values("schedule", "constant", "linear", "cosine"),
     "batch size": _values("batch_size", 1, 2),
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},

@@ -119,6 +119,7 @@ def _work(jobs: Sequence[Job]) -> Iterator[tuple[Job, Figures]]:
         for job in jobs:
             yield job, run_job(job)
         return
+    os.environ["TQDM_DISABLE"] = "1"  # core's LoRA training shows a bar
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         running = {pool.submit(run_job, job): job for job in jobs}

@@ -5,10 +5,10 @@ measured at its best on subjects that neither the miniature nor the sweep has se
 is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
-prompts, ``KIND`` (person or robot) the class, ``QUICK=1`` is a small run with the published winners
-of the sweep, 15 minutes at most on two cores. Writes ``results.json``, ``table.md`` and
-``id_prompt.png`` to the output folder; the last line is one JSON object of [mean, low, high] per
-method and figure; exits with 1 when a bar is missed.
+prompts, ``SUBJECTS`` how many, ``KIND`` (person or robot) the class; ``QUICK=1`` is a small run with
+the published winners of the sweep, 15 minutes at most on two cores. Writes ``results.json``,
+``table.md`` and ``id_prompt.png`` to the output folder; the last line is one JSON object of
+[mean, low, high] per method and figure; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +233,14 @@ def main() -> int:
             for method, rows in table.items()
         }
         (output / "winners.json").write_text(json.dumps(winners, indent=1), encoding="utf-8")
-    rows = benchmark(seeds, kind, QUICK if quick else FULL, winners, store)
+    size = QUICK if quick else FULL
+    subjects = int(os.environ.get("SUBJECTS") or size.subjects)
+    rows = benchmark(seeds, kind, replace(size, subjects=subjects), winners, store)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     (output / "table.md").write_text(markdown(figures), encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
+    logger.info("%d identities, %d prompts, %d seeds each", subjects, size.prompts, size.draws)
     lines = missed(rows)
     for line in lines:
         logger.error("missed: %s", line)

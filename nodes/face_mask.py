@@ -61,7 +61,7 @@ class SeFiFaceMask(io.ComfyNode):
                 io.Combo.Input(
                     "region",
                     options=list(REGIONS),
-                    default="face",
+                    default="head",
                     tooltip=(
                         "What the mask covers. face: its outline, from hairline to chin (with "
                         "insightface's 2d106det along the landmarks). head: with hair, ears and "
