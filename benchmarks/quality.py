@@ -5,7 +5,7 @@ measured at its best on subjects that neither the miniature nor the sweep has se
 is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
-prompts, ``SUBJECTS`` how many, ``KIND`` (person or robot) the class; ``QUICK=1`` is a small run with
+prompts, ``SUBJECTS`` how many, ``KIND`` (person, robot) the class; ``QUICK=1`` is a small run with
 the published winners of the sweep, 15 minutes at most on two cores. Writes ``results.json``,
 ``table.md`` and ``id_prompt.png`` to the output folder; the last line is one JSON object of
 [mean, low, high] per method and figure; exits with 1 when a bar is missed.

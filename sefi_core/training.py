@@ -44,7 +44,7 @@ class TrainingSettings:
     """Of AdamW, in the units of :data:`parametrisation.Units`."""
     schedule: str = "cosine"
     batch_size: int = 1
-    attention_weight: float = 0.001
+    attention_weight: float = 1e-4
     """The paper's lambda; its own is 0.003."""
     attention_target: str = "reference map"
     attention_tokens: str = "all"
