@@ -35,7 +35,8 @@ def publish_quality(kind: str) -> None:
     command = "make bench-quality" if kind == "person" else f"KIND={kind} make bench-quality"
     parts = [
         f"# Quality of {plural}",
-        f"Made by `{command}`. Means over identities, with 95 % bootstrap intervals.",
+        f"Made by `{command}`, with `SUBJECTS` for fewer identities. Means over identities, with "
+        "95 % bootstrap intervals.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
         f"![Identity against prompt](id_prompt_{plural}.png)",
     ]
@@ -61,7 +62,8 @@ def publish_ablations() -> None:
         return
     intro = (
         "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
-        "means over the four validation identities of the sweep."
+        "means over the four validation identities of the sweep and ten prompts. Differences below "
+        "about 0.03 are within the scatter of so few."
     )
     text = "\n\n".join(["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
     (DOCS / "ablations.md").write_text(text + "\n", encoding="utf-8")

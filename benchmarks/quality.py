@@ -238,9 +238,11 @@ def main() -> int:
     rows = benchmark(seeds, kind, replace(size, subjects=subjects), winners, store)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    (output / "table.md").write_text(markdown(figures), encoding="utf-8")
+    measured = (
+        f"{subjects * len(seeds)} identities, {size.prompts} prompts, {size.draws} seeds each."
+    )
+    (output / "table.md").write_text(f"{measured}\n\n{markdown(figures)}", encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
-    logger.info("%d identities, %d prompts, %d seeds each", subjects, size.prompts, size.draws)
     lines = missed(rows)
     for line in lines:
         logger.error("missed: %s", line)
