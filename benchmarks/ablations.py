@@ -23,7 +23,7 @@ from .methods import INITIAL
 from .subjects import VALIDATION_SEED
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
-SUBJECTS, PROMPTS, DRAWS = 4, 10, 1
+SUBJECTS, PROMPTS, DRAWS = 6, 10, 1
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
 Variants = dict[str, dict[str, Any]]
@@ -44,18 +44,21 @@ TABLES: dict[str, Variants] = {
     },
     "stages": _values("stages", 1, 3, 5, 7, 10),
     "parametrisation": {
-        "residual": {},
-        "direct": {"parametrisation": "direct"},
+        "direct": {},
         "K and V shared": {"parametrisation": "shared"},
+        "5 stages, direct": {"stages": 5},
+        "5 stages, K and V shared": {"stages": 5, "parametrisation": "shared"},
+        "5 stages, offsets from one vector": {"stages": 5, "parametrisation": "residual"},
         "self-attention, learning rate 5e-4": {
             "parametrisation": "self-attention",
             "learning_rate": 5e-4,
         },
     },
+    "captions": {"none": {"captions": ()}, "the model's own guess": {}},
     "initial value": _values("initial", *INITIAL),
-    "vectors": _values("vectors", 1, 2, 4),
+    "vectors": _values("vectors", 1, 2),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
-    "min-SNR gamma": _values("snr_gamma", 0.0, 1.0, 5.0),
+    "min-SNR gamma": _values("snr_gamma", 0.0, 5.0),
     "mirrored photos": _values("flip", False, True),
     "crops": _values("crops", 1, 8),
     "schedule": _values("schedule", "constant", "linear", "cosine"),

@@ -25,17 +25,18 @@ from .lora import apply_lora, train_lora
 from .miniature import MiniSDRuntime
 
 LORA = "lora"
+_PLAIN = {"background_weight": 1.0, "captions": ()}
 _INVERSION = {"stages": 1, "parametrisation": "shared", "attention_weight": 0.0}
 IDENTITY_METHODS: dict[str, dict[str, Any]] = {
-    "textual_inversion": {**_INVERSION, "background_weight": 1.0},
-    "textual_inversion_masked": {**_INVERSION, "background_weight": 0.0},
-    "per_stage_5": {**_INVERSION, "background_weight": 1.0, "stages": 5},
-    "per_stage_10": {**_INVERSION, "background_weight": 1.0, "stages": 10},
+    "textual_inversion": {**_INVERSION, **_PLAIN},
+    "textual_inversion_prepared": _INVERSION,
+    "per_stage_5": {**_INVERSION, **_PLAIN, "stages": 5},
+    "per_stage_10": {**_INVERSION, **_PLAIN, "stages": 10},
     "sefi_paper": {
         "stages": 5,
         "parametrisation": "direct",
         "attention_weight": 0.003,
-        "background_weight": 1.0,
+        **_PLAIN,
     },
     "sefi_no_attention_loss": {"attention_weight": 0.0},
     "sefi": {},
@@ -45,7 +46,7 @@ METHODS = (*IDENTITY_METHODS, LORA)
 TITLES = {
     "class_word": "class word (floor)",
     "textual_inversion": "textual inversion",
-    "textual_inversion_masked": "textual inversion (noise loss in the mask)",
+    "textual_inversion_prepared": "textual inversion (with the pack's mask and captions)",
     "per_stage_5": "5 stages, K = V (ProSpect-like)",
     "per_stage_10": "10 stages, K = V (ProSpect-like)",
     "lora": "LoRA (core's Train LoRA node)",

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..sefi_core.captions import AUTO
 from ..sefi_core.comfyui.progress import TrainingProgress
 from ..sefi_core.comfyui.train import train_identity
 from ..sefi_core.errors import raised_by
@@ -62,6 +63,16 @@ class SeFiTrainIdentity(io.ComfyNode):
                     default="person",
                     tooltip="The general word for it, where <name> will stand: person, cat, chair.",
                 ),
+                io.String.Input(
+                    "captions",
+                    default=AUTO,
+                    multiline=True,
+                    tooltip=(
+                        "What the photo shows beside the person, such as: smiling, on the beach. "
+                        "One line per photo, or one for all. It is left out of what is learned. "
+                        "auto: the model itself looks for an expression. Empty: nothing."
+                    ),
+                ),
                 io.Int.Input(
                     "steps",
                     default=DEFAULTS.steps,
@@ -108,9 +119,12 @@ class SeFiTrainIdentity(io.ComfyNode):
         name, class_word = settings.pop("name"), settings.pop("class_word")
         start = settings.pop("identity", None)
         lines = settings.pop("templates").splitlines()
+        captions = tuple(line.strip() for line in settings.pop("captions").splitlines())
         with raised_by(DISPLAY_NAME):
             chosen = TrainingSettings(
-                templates=tuple(line.strip() for line in lines if line.strip()), **settings
+                templates=tuple(line.strip() for line in lines if line.strip()),
+                captions=captions,
+                **settings,
             )
             progress = TrainingProgress(chosen.steps, cls.hidden.unique_id)
             result = train_identity(

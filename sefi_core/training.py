@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from .captions import AUTO
 from .errors import SeFiError
 from .losses import ATTENTION_TARGETS, ATTENTION_TOKENS, MapPair, attention_loss, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
@@ -36,16 +37,16 @@ class TrainingSettings:
 
     steps: int = 300
     seed: int = 0
-    stages: int = 5
+    stages: int = 1
     vectors: int = 1
     """Token embeddings per stage, for K and for V."""
-    parametrisation: str = "residual"
+    parametrisation: str = "direct"
     learning_rate: float = 5e-3
     """Of AdamW, in the units of :data:`parametrisation.Units`."""
     schedule: str = "cosine"
     batch_size: int = 1
-    attention_weight: float = 1e-4
-    """The paper's lambda; its own is 0.003."""
+    attention_weight: float = 0.003
+    """The paper's lambda, at its own value."""
     attention_target: str = "reference map"
     attention_tokens: str = "all"
     background_weight: float = 0.0
@@ -58,6 +59,8 @@ class TrainingSettings:
     crops: int = 1
     """Random crops of every picture; 1 is the picture itself."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    captions: tuple[str, ...] = (AUTO,)
+    """What the photos show beside the identity: one for each photo, or one for all."""
     dtype: str = "auto"
     gradient_checkpointing: bool = False
     preview_every: int = 100
@@ -90,7 +93,11 @@ class TrainingSettings:
 
     def as_json(self) -> dict[str, object]:
         """The settings for an identity's file."""
-        return {**asdict(self), "templates": list(self.templates)}
+        return {
+            **asdict(self),
+            "templates": list(self.templates),
+            "captions": list(self.captions),
+        }
 
 
 class Batch(NamedTuple):

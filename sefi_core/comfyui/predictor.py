@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ..attention import attend, attention_probabilities
+from ..captions import with_caption
 from ..errors import SeFiError
 from ..identity import Identity
 from ..losses import MapPair
@@ -59,8 +60,8 @@ class ComfyPredictor:
     """Noised latents in, the U-Net's output and attention maps out.
 
     ``latents`` (N, C, h, w) are what the U-Net is trained on, ``masks`` (N, 1, H, W) the faces in
-    them or None. ``identity`` says which placeholder stands for which class word. Use it inside
-    :func:`trainable.differentiable`.
+    them or None, ``captions`` (N) what else each of them shows. ``identity`` says which placeholder
+    stands for which class word. Use it inside :func:`trainable.differentiable`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ComfyPredictor:
         templates: Sequence[str],
         latents: torch.Tensor,
         masks: torch.Tensor | None,
+        captions: Sequence[str] | None = None,
         dtype: str = "auto",
         with_maps: bool = True,
     ) -> None:
@@ -81,8 +83,14 @@ class ComfyPredictor:
         self.latents, self.masks = latents, masks
         self.with_maps = with_maps
         self.load()  # puts the clone's object patches in force, such as another sampling type
+        captions = captions or [""] * len(latents)
+        distinct = list(dict.fromkeys(captions))
+        self.captions = [distinct.index(caption) for caption in captions]
+        self.templates = len(templates)
         self.prompts = [
-            self.clip.tokenize(expand_template(template, identity.name)) for template in templates
+            self.clip.tokenize(with_caption(expand_template(template, identity.name), caption))
+            for caption in distinct
+            for template in templates
         ]
         self.columns = [_columns_of(prompt) for prompt in self.prompts]
         base = self.model.model
@@ -117,8 +125,12 @@ class ComfyPredictor:
         noised = self.sampling.noise_scaling(sigma, noise, latents)
 
         stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
-        context_k, context_v = self._contexts(keys, values, stages, batch.templates)
-        recorder = _Recorder(self, batch.templates, context_v.to(device, self.dtype), latents.shape)
+        prompts = [
+            self.captions[sample] * self.templates + template
+            for sample, template in zip(batch.samples, batch.templates, strict=True)
+        ]
+        context_k, context_v = self._contexts(keys, values, stages, prompts)
+        recorder = _Recorder(self, prompts, context_v.to(device, self.dtype), latents.shape)
         output = self.model.model.diffusion_model(
             self.sampling.calculate_input(sigma, noised).to(self.dtype),
             self.sampling.timestep(sigma).float(),
@@ -137,24 +149,24 @@ class ComfyPredictor:
             output=output,
             target=target,
             layers=list(layers),
-            placeholder=self._placeholder_columns(batch.templates).to(device),
+            placeholder=self._placeholder_columns(prompts).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
             gain=gain[:, 0, 0, 0],
             signal_to_noise=sigma**-2,
         )
 
-    def reference_key(self, template: int, block: Block) -> torch.Tensor:
-        """A layer's keys (1, tokens, channels) of the class word's prompt, computed once."""
-        if (template, block) not in self.reference_keys:
-            if template not in self.references:
-                self.references[template] = self._encode([self.prompts[template]])[0]
+    def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
+        """A layer's keys (1, tokens, channels) of a prompt with the class word, computed once."""
+        if (prompt, block) not in self.reference_keys:
+            if prompt not in self.references:
+                self.references[prompt] = self._encode([self.prompts[prompt]])[0]
             with torch.no_grad():
-                context = self.references[template].to(self.model.load_device, self.dtype)
-                self.reference_keys[template, block] = self.layers[block].to_k(context)
-        return self.reference_keys[template, block]
+                context = self.references[prompt].to(self.model.load_device, self.dtype)
+                self.reference_keys[prompt, block] = self.layers[block].to_k(context)
+        return self.reference_keys[prompt, block]
 
     def _contexts(
-        self, keys: Vectors, values: Vectors, stages: list[int], templates: list[int]
+        self, keys: Vectors, values: Vectors, stages: list[int], numbers: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V contexts (B, tokens, width) of the samples' stages and prompts.
 
@@ -162,9 +174,9 @@ class ComfyPredictor:
         """
         prompts = []
         for vectors in (keys,) if values is keys else (keys, values):
-            for stage, template in zip(stages, templates, strict=True):
+            for stage, number in zip(stages, numbers, strict=True):
                 rows = {encoder: tensor[stage] for encoder, tensor in vectors.items()}
-                prompts.append(substitute(self.prompts[template], {self.name: rows}))
+                prompts.append(substitute(self.prompts[number], {self.name: rows}))
         encoded = self._encode(prompts)
         length = max(context.shape[1] for context in encoded)
         context_k, *rest = (
@@ -183,9 +195,9 @@ class ComfyPredictor:
         sizes = [sum(len(c) for c in next(iter(prompt.values()))) for prompt in prompts]
         return list(context.split(sizes, dim=1))
 
-    def _placeholder_columns(self, templates: list[int]) -> torch.Tensor:
+    def _placeholder_columns(self, prompts: list[int]) -> torch.Tensor:
         """Which tokens (B, tokens) of the samples' prompts are the placeholder's."""
-        rows = [self.columns[template] for template in templates]
+        rows = [self.columns[prompt] for prompt in prompts]
         return _stacked(rows, max(row.shape[1] for row in rows))[..., 0]
 
 
@@ -195,12 +207,12 @@ class _Recorder:
     def __init__(
         self,
         predictor: ComfyPredictor,
-        templates: list[int],
+        prompts: list[int],
         context_v: torch.Tensor,
         shape: torch.Size,
     ) -> None:
         self.predictor = predictor
-        self.templates = templates
+        self.prompts = prompts
         self.context_v = context_v
         self.shape = shape
         self.pairs: deque[MapPair] = deque()
@@ -234,7 +246,7 @@ class _Recorder:
         target = attention_probabilities(q, k, heads)
         block = (*extra["block"], extra["block_index"])
         with torch.no_grad():
-            keys = [self.predictor.reference_key(t, block) for t in self.templates]
+            keys = [self.predictor.reference_key(prompt, block) for prompt in self.prompts]
             reference_k = _stacked(keys, k.shape[1])
             reference = attention_probabilities(q, reference_k, heads)
         self.pairs.append(MapPair(target, reference, (height, width)))

@@ -11,6 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
+from ..captions import AUTO, check_captions
 from ..errors import SeFiError
 from ..identity import Identity, thumbnail_of
 from ..parametrisation import Vectors, build_parametrisation
@@ -20,6 +21,7 @@ from ..report import training_report
 from ..training import Batch, Step, TrainingSettings, optimise
 from .apply import apply_identity
 from .base_model import family_of
+from .captioning import expressions_in
 from .encoding import AppliedIdentity
 from .predictor import ComfyPredictor
 from .text import class_word_embedding, embedding_units, token_widths
@@ -65,12 +67,15 @@ def train_identity(
     # ComfyUI's samplers seed the global random state, which is not ours to change.
     random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     with torch.inference_mode(False), torch.enable_grad(), random_state:
-        first = _first_identity(model, clip, name, class_word, settings, start)
+        plain = _class_word_identity(model, clip, name, class_word, settings)
+        first = plain if start is None else _going_on(start, plain)
         prompt = [expand_template(template, first.name) for template in settings.templates][0]
+        captions = check_captions(settings.captions, len(photos))
         pictures, masks = training_pictures(
             photos, settings.resolution, settings.flip, settings.crops, settings.seed
         )
         latents = _encode_pictures(model, vae, pictures)
+        captions = _with_expressions(captions, model, clip, plain, settings, latents, masks)
         predictor = ComfyPredictor(
             model,
             clip,
@@ -78,6 +83,7 @@ def train_identity(
             settings.templates,
             latents,
             masks,
+            [caption for caption in captions for _ in range(len(pictures) // len(photos))],
             settings.dtype,
             with_maps=settings.attention_weight > 0,
         )
@@ -97,7 +103,12 @@ def train_identity(
                 first.family,
                 keys,
                 values,
-                {**settings.as_json(), "photos": len(photos), "steps_done": len(history)},
+                {
+                    **settings.as_json(),
+                    "captions": captions,
+                    "photos": len(photos),
+                    "steps_done": len(history),
+                },
                 thumbnail_of(pictures[0]),
             )
 
@@ -160,15 +171,10 @@ def sample_picture(
     return vae.decode(samples)[0].clone()
 
 
-def _first_identity(
-    model: ModelPatcher,
-    clip: CLIP,
-    name: str,
-    class_word: str,
-    settings: TrainingSettings,
-    start: Identity | None,
+def _class_word_identity(
+    model: ModelPatcher, clip: CLIP, name: str, class_word: str, settings: TrainingSettings
 ) -> Identity:
-    """The identity before the first step: the class word's embedding, or ``start``."""
+    """The identity before the first step, which is the class word's embedding in every stage."""
     check_name(name)
     class_word = check_class_word(class_word)
     family = family_of(model)
@@ -181,20 +187,49 @@ def _first_identity(
     widths = token_widths(clip)
     if list(widths.values()) != [model.model.model_config.unet_config["context_dim"]]:
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
-    if start is not None:
-        start.check_fits(family, widths)
-        wanted = settings.stages, settings.vectors, class_word
-        if (start.stages, start.vectors, start.class_word) != wanted:
-            raise SeFiError(
-                f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
-                f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
-            )
-        return start.renamed(name)
     vectors = {}
     for encoder, rows in class_word_embedding(clip, class_word).items():
         rows = torch.cat([rows, rows[-1:].expand(max(0, settings.vectors - len(rows)), -1)])
         vectors[encoder] = rows.expand(settings.stages, -1, -1)
     return Identity(name, class_word, family, vectors, vectors)
+
+
+def _going_on(start: Identity, plain: Identity) -> Identity:
+    """``start`` as the identity before the first step, instead of the class word's ``plain``."""
+    start.check_fits(plain.family, {name: rows.shape[-1] for name, rows in plain.keys.items()})
+    wanted = plain.stages, plain.vectors, plain.class_word
+    if (start.stages, start.vectors, start.class_word) != wanted:
+        raise SeFiError(
+            f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
+            f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
+        )
+    return start.renamed(plain.name)
+
+
+def _with_expressions(
+    captions: Sequence[str],
+    model: ModelPatcher,
+    clip: CLIP,
+    plain: Identity,
+    settings: TrainingSettings,
+    latents: torch.Tensor,
+    masks: torch.Tensor | None,
+) -> list[str]:
+    """The photos' captions with what the model sees in the place of ``AUTO``."""
+    asked = [number for number, caption in enumerate(captions) if caption == AUTO]
+    if not asked:
+        return list(captions)
+    variants = len(latents) // len(captions)
+    chosen = [number * variants for number in asked]
+    faces = None if masks is None else masks[chosen]
+    found = expressions_in(
+        model, clip, plain, settings.templates[0], latents[chosen], faces, settings.dtype
+    )
+    for number, expression in zip(asked, found, strict=True):
+        said = expression or "neutral"
+        logger.info("SeFi Train Identity: the face in photo %d looks %s.", number + 1, said)
+    known = dict(zip(asked, found, strict=True))
+    return [known.get(number, caption) for number, caption in enumerate(captions)]
 
 
 @torch.no_grad()

@@ -1,0 +1,57 @@
+"""What a photo shows beside the identity: said in the training prompts, it need not be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .errors import SeFiError
+
+AUTO = "auto"
+"""Stands for the expression that the model itself sees in the photo."""
+
+EXPRESSIONS = ("smiling", "laughing", "sad", "angry", "surprised", "with eyes closed")
+"""What ``AUTO`` chooses from; none of them is a choice too."""
+
+LEAST_GAIN = 0.02
+"""Share of the noise loss that a phrase has to save; less may be chance."""
+
+MAX_CAPTION_LENGTH = 300
+
+
+def check_captions(captions: Sequence[str], photos: int) -> list[str]:
+    """One caption for each of ``photos`` photos, "" for none.
+
+    One caption is for all of them. Raises :class:`SeFiError` for another number, for captions that
+    are too long, and for those that name a placeholder.
+    """
+    if len(captions) not in (0, 1, photos):
+        raise SeFiError(
+            f"captions has {len(captions)} lines for {photos} photos: write one line for each "
+            "photo, in their order, or one for all"
+        )
+    for caption in captions:
+        if "<" in caption or ">" in caption:
+            raise SeFiError(
+                f'the caption "{caption}" has brackets: write only what the photo shows beside '
+                'the person, for example "smiling, on the beach"'
+            )
+        if len(caption) > MAX_CAPTION_LENGTH:
+            raise SeFiError(
+                f"a caption has {len(caption)} characters: write at most {MAX_CAPTION_LENGTH}"
+            )
+    spread = captions if len(captions) == photos else list(captions or [""]) * photos
+    return [caption.strip() for caption in spread]
+
+
+def with_caption(prompt: str, caption: str) -> str:
+    """``"a photo of <anna> smiling"``."""
+    return f"{prompt} {caption}" if caption else prompt
+
+
+def best_phrase(losses: Mapping[str, float]) -> str:
+    """The phrase that explains a photo best, "" if none saves :data:`LEAST_GAIN`.
+
+    ``losses`` are the noise losses with each phrase in the prompt, and with none ("").
+    """
+    best = min(losses, key=losses.__getitem__)
+    return best if losses[best] <= (1.0 - LEAST_GAIN) * losses[""] else ""
