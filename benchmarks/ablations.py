@@ -35,8 +35,6 @@ def _values(name: str, *values: Any) -> Variants:
 
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
-    "attention target": _values("attention_target", "reference map", "face mask", "both"),
-    "attention tokens": _values("attention_tokens", "all", "placeholder", "context"),
     "attention layers": {
         "half of the latent's side": {"levels": [2]},
         "a quarter": {"levels": [4]},
@@ -48,7 +46,6 @@ TABLES: dict[str, Variants] = {
         "K and V shared": {"parametrisation": "shared"},
         "5 stages, direct": {"stages": 5},
         "5 stages, K and V shared": {"stages": 5, "parametrisation": "shared"},
-        "5 stages, offsets from one vector": {"stages": 5, "parametrisation": "residual"},
         "self-attention, learning rate 5e-4": {
             "parametrisation": "self-attention",
             "learning_rate": 5e-4,
@@ -56,11 +53,8 @@ TABLES: dict[str, Variants] = {
     },
     "captions": {"none": {"captions": ()}, "the model's own guess": {}},
     "initial value": _values("initial", *INITIAL),
-    "vectors": _values("vectors", 1, 2),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
-    "min-SNR gamma": _values("snr_gamma", 0.0, 5.0),
     "mirrored photos": _values("flip", False, True),
-    "crops": _values("crops", 1, 8),
     "schedule": _values("schedule", "constant", "linear", "cosine"),
     "batch size": _values("batch_size", 1, 2),
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},

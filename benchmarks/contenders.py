@@ -118,10 +118,12 @@ def seconds_of(function: Callable[[], object], repeats: int) -> list[float]:
 
 
 class IdentityTraining:
-    """The pack's ``train_identity`` with its default settings."""
+    """The pack's ``train_identity`` with its default settings, ``captions`` excepted."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, captions: tuple[str, ...] = ()) -> None:
+        """Without captions, which have no part in a step."""
         self.models = models
+        self.captions = captions
         self.seconds_before: list[float] = []
         """Seconds from each call to the end of its first step."""
 
@@ -135,7 +137,11 @@ class IdentityTraining:
             marks.append(clock())
 
         settings = TrainingSettings(
-            steps=steps, resolution=case.side, batch_size=case.batch, templates=case.templates
+            steps=steps,
+            resolution=case.side,
+            batch_size=case.batch,
+            templates=case.templates,
+            captions=self.captions,
         )
         begin = clock()
         train_identity(

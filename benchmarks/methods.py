@@ -120,7 +120,7 @@ def learn_identity(
 def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> Identity:
     """An identity to start from that is not the class word's."""
     ((encoder, rows),) = class_word_embedding(mini.clip, class_word).items()
-    shape = settings.stages, settings.vectors, rows.shape[-1]
+    shape = settings.stages, *rows.shape
     spread = rows.std() if initial == "random" else 0.0
     vectors = spread * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
     start = {encoder: vectors}

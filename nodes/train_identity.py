@@ -10,7 +10,6 @@ from ..sefi_core.captions import AUTO
 from ..sefi_core.comfyui.progress import TrainingProgress
 from ..sefi_core.comfyui.train import train_identity
 from ..sefi_core.errors import raised_by
-from ..sefi_core.losses import ATTENTION_TARGETS, ATTENTION_TOKENS
 from ..sefi_core.parametrisation import PARAMETRISATIONS
 from ..sefi_core.pictures import pair_photos
 from ..sefi_core.training import DTYPES, SCHEDULES, TrainingSettings
@@ -158,25 +157,17 @@ def _advanced_inputs() -> list[io.Input]:
             min=1,
             max=20,
             advanced=True,
-            tooltip="Parts of the denoising with vectors of their own. The paper has 5.",
-        ),
-        io.Int.Input(
-            "vectors",
-            default=DEFAULTS.vectors,
-            min=1,
-            max=8,
-            advanced=True,
-            tooltip="Vectors per stage, for K and for V; <name> takes so many tokens of a prompt.",
+            tooltip="Parts of the denoising with vectors of their own, each learned from its share "
+            "of the steps. The paper has 5.",
         ),
         io.Combo.Input(
             "parametrisation",
             options=list(PARAMETRISATIONS),
             default=DEFAULTS.parametrisation,
             advanced=True,
-            tooltip="residual: one vector for all, and an offset for each stage's K and V. direct: "
-            "separate vectors, each learned from its stage's steps only. shared: the same for K "
-            "and V, as in textual inversion (with 1 stage) and ProSpect. self-attention: a small "
-            "block makes the vectors; it wants a learning_rate of 0.0005 or so.",
+            tooltip="direct: separate vectors for K and V. shared: the same for both, as in "
+            "textual inversion (with 1 stage) and ProSpect. self-attention: a small block makes "
+            "the vectors; it wants a learning_rate of 0.0005 or so.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -217,23 +208,6 @@ def _advanced_inputs() -> list[io.Input]:
                 "more and looks less like the photo; 0 turns it off. The paper has 0.003."
             ),
         ),
-        io.Combo.Input(
-            "attention_target",
-            options=list(ATTENTION_TARGETS),
-            default=DEFAULTS.attention_target,
-            advanced=True,
-            tooltip=(
-                "What the attention is pulled to: the class word's map, nothing outside the mask, "
-                "or both. Without a mask it is the class word's map."
-            ),
-        ),
-        io.Combo.Input(
-            "attention_tokens",
-            options=list(ATTENTION_TOKENS),
-            default=DEFAULTS.attention_tokens,
-            advanced=True,
-            tooltip="The tokens whose attention counts: all, <name>, or all but <name>.",
-        ),
         io.Float.Input(
             "background_weight",
             default=DEFAULTS.background_weight,
@@ -243,15 +217,6 @@ def _advanced_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Weight of the noise loss outside the mask, a factor. 0 learns from the masked "
             "part only, 1 from all alike. Without a mask it changes nothing.",
-        ),
-        io.Float.Input(
-            "snr_gamma",
-            default=DEFAULTS.snr_gamma,
-            min=0.0,
-            max=20.0,
-            step=0.1,
-            advanced=True,
-            tooltip="Cap of min-SNR weighting, a signal-to-noise ratio; 0 turns it off.",
         ),
         io.Int.Input(
             "resolution",
@@ -267,14 +232,6 @@ def _advanced_inputs() -> list[io.Input]:
             default=DEFAULTS.flip,
             advanced=True,
             tooltip="Also train on mirrored photos. Faces are not quite symmetric.",
-        ),
-        io.Int.Input(
-            "crops",
-            default=DEFAULTS.crops,
-            min=1,
-            max=32,
-            advanced=True,
-            tooltip="Random crops per photo; 1 is the photo itself.",
         ),
         io.String.Input(
             "templates",

@@ -19,7 +19,7 @@ Encoders differ in the size of their token embeddings, and AdamW moves every num
 rate: measured in units of that size, one learning rate fits all.
 """
 
-PARAMETRISATIONS = ("direct", "residual", "shared", "self-attention")
+PARAMETRISATIONS = ("direct", "shared", "self-attention")
 
 
 class DirectVectors(nn.Module):
@@ -33,41 +33,6 @@ class DirectVectors(nn.Module):
     def forward(self) -> tuple[Vectors, Vectors]:
         """The current (keys, values)."""
         return _out_of_units(self.keys, self.units), _out_of_units(self.values, self.units)
-
-
-class ResidualVectors(nn.Module):
-    """One vector for K and one for V, and for each stage an offset from them.
-
-    What every stage needs is learned from every step, as in textual inversion; the offsets hold
-    what differs between stages. They move in smaller steps, since each is learned from few.
-    """
-
-    OFFSET_STEP = 0.25
-    """Size of their steps over the vectors'."""
-
-    def __init__(self, keys: Start, values: Start, units: Units) -> None:
-        super().__init__()
-        self.units = {name: units.get(name, 1.0) for name in keys}
-        self.offset_units = {name: unit * self.OFFSET_STEP for name, unit in self.units.items()}
-        means, offsets = [], []
-        for start in (keys, values):
-            mean = {name: rows.mean(dim=0, keepdim=True) for name, rows in start.items()}
-            rest = {name: rows - mean[name] for name, rows in start.items()}
-            means.append(_in_units(mean, self.units))
-            offsets.append(_in_units(rest, self.offset_units))
-        self.means, self.offsets = nn.ModuleList(means), nn.ModuleList(offsets)
-
-    def forward(self) -> tuple[Vectors, Vectors]:
-        """The current (keys, values)."""
-        keys, values = (
-            {name: means[name] + rows for name, rows in offsets.items()}
-            for means, offsets in zip(
-                (_out_of_units(part, self.units) for part in self.means),
-                (_out_of_units(part, self.offset_units) for part in self.offsets),
-                strict=True,
-            )
-        )
-        return keys, values
 
 
 class SharedVectors(nn.Module):
@@ -153,5 +118,5 @@ def build_parametrisation(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kinds = (DirectVectors, ResidualVectors, SharedVectors, SelfAttentionVectors)
+        kinds = (DirectVectors, SharedVectors, SelfAttentionVectors)
         return dict(zip(PARAMETRISATIONS, kinds, strict=True))[kind](keys, values, units or {})

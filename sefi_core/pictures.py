@@ -13,9 +13,6 @@ from .errors import SeFiError
 ROOM = 3.0
 """Side of the training picture over that of the face, where the photo has so much room."""
 
-CROP_RANGE = (0.75, 1.0)
-"""Side of a random crop over that of the whole training picture."""
-
 
 class Photo(NamedTuple):
     """``picture`` (H, W, 3) in [0, 1]; ``mask`` (H, W) in [0, 1], 1 on the face, or None."""
@@ -70,27 +67,22 @@ def pair_photos(
 
 
 def training_pictures(
-    photos: Iterable[Photo], resolution: int, flip: bool, crops: int, seed: int
+    photos: Iterable[Photo], resolution: int, flip: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Square pictures (N, side, side, 3) and masks (N, 1, side, side) or None.
 
     The side is ``resolution`` in pixels, rounded down to a multiple of 64 as the U-Net's levels
-    ask. Every photo gives ``crops`` variants, the whole square first, and each of them mirrored as
-    well with ``flip``.
+    ask. With ``flip`` every picture is followed by its mirror image.
     """
     side = max(64, resolution // 64 * 64)
-    generator = torch.Generator().manual_seed(seed)
     pictures, masks = [], []
-    for photo in photos:
-        square = _square(photo)
-        for number in range(crops):
-            variant = square if number == 0 else _random_crop(square, generator)
-            picture = _resized(variant.picture.movedim(-1, 0), side)
-            mask = None if variant.mask is None else _resized(variant.mask[None], side)
-            for mirrored in (False, True) if flip else (False,):
-                pictures.append((picture.flip(-1) if mirrored else picture).movedim(0, -1))
-                if mask is not None:
-                    masks.append(mask.flip(-1) if mirrored else mask)
+    for square in map(_square, photos):
+        picture = _resized(square.picture.movedim(-1, 0), side)
+        mask = None if square.mask is None else _resized(square.mask[None], side)
+        for mirrored in (False, True) if flip else (False,):
+            pictures.append((picture.flip(-1) if mirrored else picture).movedim(0, -1))
+            if mask is not None:
+                masks.append(mask.flip(-1) if mirrored else mask)
     return torch.stack(pictures), torch.stack(masks) if masks else None
 
 
@@ -114,22 +106,6 @@ def _square(photo: Photo) -> Photo:
         int(min(max(round(middle - side / 2), 0), limit - side))
         for middle, limit in zip(centre, (height, width), strict=True)
     )
-    return _cut(photo, top, left, side)
-
-
-def _random_crop(square: Photo, generator: torch.Generator) -> Photo:
-    whole = square.picture.shape[0]
-    low, high = CROP_RANGE
-    draw = torch.rand(3, generator=generator).tolist()
-    side = max(1, round(whole * (low + (high - low) * draw[0])))
-    crop = _cut(square, *(round((whole - side) * value) for value in draw[1:]), side)
-    # A crop that cuts the face off teaches nothing about it.
-    if crop.mask is not None and crop.mask.sum() < 0.9 * square.mask.sum():
-        return square
-    return crop
-
-
-def _cut(photo: Photo, top: int, left: int, side: int) -> Photo:
     rows, columns = slice(top, top + side), slice(left, left + side)
     mask = None if photo.mask is None else photo.mask[rows, columns]
     return Photo(photo.picture[rows, columns], mask)

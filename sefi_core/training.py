@@ -17,7 +17,7 @@ from torch import nn
 
 from .captions import AUTO
 from .errors import SeFiError
-from .losses import ATTENTION_TARGETS, ATTENTION_TOKENS, MapPair, attention_loss, noise_loss
+from .losses import MapPair, attention_loss, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
 from .stages import TRAINING_TIMESTEPS
 
@@ -38,8 +38,6 @@ class TrainingSettings:
     steps: int = 300
     seed: int = 0
     stages: int = 1
-    vectors: int = 1
-    """Token embeddings per stage, for K and for V."""
     parametrisation: str = "direct"
     learning_rate: float = 5e-3
     """Of AdamW, in the units of :data:`parametrisation.Units`."""
@@ -47,17 +45,11 @@ class TrainingSettings:
     batch_size: int = 1
     attention_weight: float = 0.003
     """The paper's lambda, at its own value."""
-    attention_target: str = "reference map"
-    attention_tokens: str = "all"
     background_weight: float = 0.0
     """Of the noise loss outside the face mask; nothing without a mask."""
-    snr_gamma: float = 0.0
-    """Cap of min-SNR weighting; 0 is none."""
     resolution: int = 512
     """Side of the square training pictures, in pixels."""
     flip: bool = True
-    crops: int = 1
-    """Random crops of every picture; 1 is the picture itself."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     captions: tuple[str, ...] = (AUTO,)
     """What the photos show beside the identity: one for each photo, or one for all."""
@@ -67,8 +59,7 @@ class TrainingSettings:
     """Steps between preview pictures; 0 for none."""
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 1, "stages": 1, "vectors": 1, "batch_size": 1, "crops": 1,
-                    "preview_every": 0, "resolution": 64}  # fmt: skip
+        at_least = {"steps": 1, "stages": 1, "batch_size": 1, "preview_every": 0, "resolution": 64}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise SeFiError(f"{name} is {getattr(self, name)}: set it to {least} or more")
@@ -76,13 +67,10 @@ class TrainingSettings:
             raise SeFiError(f"stages is {self.stages}: set it to {TRAINING_TIMESTEPS} or less")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
-        for name in ("attention_weight", "background_weight", "snr_gamma"):
+        for name in ("attention_weight", "background_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
-        choices = {
-            "schedule": SCHEDULES, "dtype": DTYPES, "parametrisation": PARAMETRISATIONS,
-            "attention_target": ATTENTION_TARGETS, "attention_tokens": ATTENTION_TOKENS,
-        }  # fmt: skip
+        choices = {"schedule": SCHEDULES, "dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise SeFiError(
@@ -114,8 +102,7 @@ class Prediction(NamedTuple):
 
     ``output`` and ``target`` (B, C, h, w) are the model's output and what it should be; ``layers``
     the attention maps, whose ``placeholder`` (B, tokens) marks the placeholder's tokens; ``face``
-    (B, 1, H, W) the mask or None; ``gain`` (B,) is the change of the denoised latent with the
-    output, and ``signal_to_noise`` (B,) that of the noised latents.
+    (B, 1, H, W) the mask or None.
     """
 
     output: torch.Tensor
@@ -123,8 +110,6 @@ class Prediction(NamedTuple):
     layers: list[MapPair]
     placeholder: torch.Tensor
     face: torch.Tensor | None
-    gain: torch.Tensor
-    signal_to_noise: torch.Tensor
 
 
 class Predictor(Protocol):
@@ -220,31 +205,12 @@ def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
 def _losses(
     prediction: Prediction, settings: TrainingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = None
-    if settings.snr_gamma > 0:
-        # Min-SNR weighting (Hang et al. 2023): min(SNR, gamma) times the denoised latent's error,
-        # for noise min(SNR, gamma) / SNR of the output's, for velocity min(SNR, gamma) / (SNR + 1).
-        snr = prediction.signal_to_noise.clamp(max=settings.snr_gamma)
-        weights = snr * prediction.gain.square()
     noise = noise_loss(
-        prediction.output,
-        prediction.target,
-        prediction.face,
-        settings.background_weight,
-        weights,
+        prediction.output, prediction.target, prediction.face, settings.background_weight
     )
     if settings.attention_weight == 0 or not prediction.layers:
         return noise, noise.new_zeros(())
-    # Without a mask only the reference is left to look at.
-    target = settings.attention_target if prediction.face is not None else "reference map"
-    attention = attention_loss(
-        prediction.layers,
-        prediction.placeholder,
-        prediction.face,
-        target,
-        settings.attention_tokens,
-    )
-    return noise, attention
+    return noise, attention_loss(prediction.layers)
 
 
 def _unscale(parameters: nn.Module, scale: float) -> bool:

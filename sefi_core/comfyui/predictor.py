@@ -151,8 +151,6 @@ class ComfyPredictor:
             layers=list(layers),
             placeholder=self._placeholder_columns(prompts).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
-            gain=gain[:, 0, 0, 0],
-            signal_to_noise=sigma**-2,
         )
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:

@@ -71,9 +71,7 @@ def train_identity(
         first = plain if start is None else _going_on(start, plain)
         prompt = [expand_template(template, first.name) for template in settings.templates][0]
         captions = check_captions(settings.captions, len(photos))
-        pictures, masks = training_pictures(
-            photos, settings.resolution, settings.flip, settings.crops, settings.seed
-        )
+        pictures, masks = training_pictures(photos, settings.resolution, settings.flip)
         latents = _encode_pictures(model, vae, pictures)
         captions = _with_expressions(captions, model, clip, plain, settings, latents, masks)
         predictor = ComfyPredictor(
@@ -187,10 +185,10 @@ def _class_word_identity(
     widths = token_widths(clip)
     if list(widths.values()) != [model.model.model_config.unet_config["context_dim"]]:
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
-    vectors = {}
-    for encoder, rows in class_word_embedding(clip, class_word).items():
-        rows = torch.cat([rows, rows[-1:].expand(max(0, settings.vectors - len(rows)), -1)])
-        vectors[encoder] = rows.expand(settings.stages, -1, -1)
+    vectors = {
+        encoder: rows.expand(settings.stages, -1, -1)
+        for encoder, rows in class_word_embedding(clip, class_word).items()
+    }
     return Identity(name, class_word, family, vectors, vectors)
 
 
@@ -201,7 +199,7 @@ def _going_on(start: Identity, plain: Identity) -> Identity:
     if (start.stages, start.vectors, start.class_word) != wanted:
         raise SeFiError(
             f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
-            f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
+            f"the class word {start.class_word!r}: set stages and class_word to these"
         )
     return start.renamed(plain.name)
 

@@ -152,7 +152,11 @@ def main() -> None:
             vae.encode(photo)
         loaded = private_bytes()
         settings = TrainingSettings(
-            steps=2, resolution=SIDE, preview_every=0, templates=("a photo of <name>",)
+            steps=2,
+            resolution=SIDE,
+            preview_every=0,
+            templates=("a photo of <name>",),
+            captions=(),
         )
         with peak_of(peaks, "training"):
             result = train_identity(

@@ -77,7 +77,7 @@ def loss_of(prediction: Prediction, references: list[MapPair]) -> torch.Tensor:
         layer._replace(reference=other.reference.detach())
         for layer, other in zip(prediction.layers, references, strict=True)
     ]
-    attention = attention_loss(layers, prediction.placeholder, prediction.face, "both")
+    attention = attention_loss(layers)
     return noise + 0.05 * attention
 
 

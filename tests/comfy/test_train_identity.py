@@ -63,6 +63,7 @@ def run(models, photos=None, masks=None, **changes):
         if getattr(widget, "default", None) is not None:
             inputs[widget.id] = widget.default
     inputs |= {"steps": 3, "resolution": 64, "preview_every": 0, "templates": "a photo of <name>"}
+    inputs |= {"stages": 5, "captions": ""}  # a random model sees no expressions
     inputs = {key: [value] for key, value in (inputs | changes).items()}
     inputs["photos"] = [photo_and_mask()[0]] if photos is None else photos
     if masks is not None:
@@ -96,7 +97,7 @@ def test_a_newcomer_sees_only_what_matters():
     schema = SeFiTrainIdentity.GET_SCHEMA()
     plain = {one.id for one in schema.inputs if not getattr(one, "advanced", None)}
     sockets = {"model", "clip", "vae", "photos", "masks", "identity"}
-    assert plain == sockets | {"name", "class_word", "steps", "seed"}
+    assert plain == sockets | {"name", "class_word", "captions", "steps", "seed"}
     assert {one.id for one in schema.inputs if getattr(one, "optional", False)} == {
         "masks",
         "identity",
@@ -122,7 +123,7 @@ def models(mini_checkpoint):
 @pytest.fixture(scope="module")
 def trained(models):
     image, mask = photo_and_mask()
-    return run(models, [image], [mask], steps=10, seed=11, name="anna", attention_target="both")
+    return run(models, [image], [mask], steps=10, seed=11, name="anna")
 
 
 def test_the_outputs(trained):
@@ -148,7 +149,7 @@ def test_the_same_seed_gives_the_same_identity_whatever_the_global_random_state(
     image, mask = photo_and_mask()
     torch.manual_seed(12345)
     before = torch.get_rng_state()
-    arguments = {"steps": 10, "name": "anna", "attention_target": "both", "preview_every": 4}
+    arguments = {"steps": 10, "name": "anna", "preview_every": 4}
     again = run(models, [image], [mask], seed=11, **arguments)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(again[0], trained[0])
@@ -172,28 +173,23 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(models):
     torch.testing.assert_close(kept.keys["l"], first.keys["l"], rtol=0, atol=1e-5)
 
 
-def test_photos_as_a_list_of_sizes_with_masks_flips_crops_and_several_vectors(models):
+def test_photos_as_a_list_of_sizes_with_masks_flips_and_class_words_of_several_tokens(models):
     pairs = [photo_and_mask(80, 64), photo_and_mask(70, 150)]
     identity, losses, _ = run(
         models,
         [image for image, _ in pairs],
         [mask for _, mask in pairs],
         class_word="very old person",
-        vectors=4,
         stages=3,
         flip=True,
-        crops=2,
         batch_size=2,
         background_weight=0.2,
-        attention_target="face mask",
-        attention_tokens="placeholder",
         parametrisation="self-attention",
         learning_rate=1e-3,
         gradient_checkpointing=True,
-        snr_gamma=5.0,
         templates="a photo of <name>\n\n  <name> at the beach  \n",
     )
-    assert identity.keys["l"].shape == (3, 4, WIDTH)
+    assert identity.keys["l"].shape == (3, 3, WIDTH)
     assert identity.class_word == "very old person"
     assert all(loss == loss for loss in losses["loss"])
 
@@ -238,7 +234,7 @@ def test_the_astronaut_from_photo_to_picture(models, tmp_path, monkeypatch):
             photo, "lbp cascade", "largest", 0, "head", 0, 4, "error", 256, 0.2
         ).result
     assert count == 1
-    whole = run(models, [photo], [mask], steps=1, attention_target="both")[0]
+    whole = run(models, [photo], [mask], steps=1)[0]
     identity = run(models, [crop], [crop_mask], steps=2, background_weight=0.1)[0]
     assert not same(whole, identity)
     monkeypatch.setitem(
@@ -340,7 +336,6 @@ def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     schedulers = pytest.importorskip("diffusers.schedulers")
-    training_utils = pytest.importorskip("diffusers.training_utils")
     scheduler = schedulers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
     )
@@ -358,12 +353,6 @@ def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
     target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
     torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
-
-    snr = training_utils.compute_snr(scheduler, t)
-    torch.testing.assert_close(prediction.signal_to_noise, snr, rtol=1e-3, atol=0)
-    published = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
-    ours = prediction.signal_to_noise.clamp(max=5) * prediction.gain**2
-    torch.testing.assert_close(ours, published, rtol=1e-3, atol=0)
 
 
 # --- foreign patches, and stops in the middle of a step ---------------------------------------
@@ -496,7 +485,12 @@ def test_patches_of_other_nodes_are_left_out_and_left_alone(mini_sd):
         assert not calls  # in the training; the sample at the end may use them
 
     settings = TrainingSettings(
-        steps=2, resolution=64, preview_every=0, templates=("a photo of <name>",)
+        steps=2,
+        stages=5,
+        resolution=64,
+        preview_every=0,
+        templates=("a photo of <name>",),
+        captions=(),
     )
     photos = pair_photos([photo_and_mask()[0]], None)
     result = train_identity(patched, clip, vae, photos, "anna", "person", settings, on_step=on_step)

@@ -42,7 +42,7 @@ def predictor(model, clip, dtype="auto", **options) -> ComfyPredictor:
         ["a photo of <name> on the beach"],
         latents,
         masks,
-        dtype,
+        dtype=dtype,
         **options,
     )
 
@@ -55,10 +55,9 @@ def vectors(requires_grad: bool = True):
     )
 
 
-def total_loss(prediction, weight: float = 0.05, target: str = "both") -> torch.Tensor:
+def total_loss(prediction, weight: float = 0.05) -> torch.Tensor:
     noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
-    attention = attention_loss(prediction.layers, prediction.placeholder, prediction.face, target)
-    return noise + weight * attention
+    return noise + weight * attention_loss(prediction.layers)
 
 
 def gradients(model, clip, dtype="auto", checkpointing=False, batch=BATCH):
@@ -234,7 +233,16 @@ class Stop(Exception):
 def run_training(model, clip, vae, on_step=None, **settings):
     generator = torch.Generator().manual_seed(0)
     photos = pair_photos([torch.rand(1, 80, 72, 3, generator=generator)], None)
-    chosen = TrainingSettings(**{"steps": 3, "resolution": SIDE, "preview_every": 2, **settings})
+    chosen = TrainingSettings(
+        **{
+            "steps": 3,
+            "resolution": SIDE,
+            "preview_every": 2,
+            "captions": (),
+            "stages": 2,
+            **settings,
+        }
+    )
     with torch.inference_mode():
         return train_identity(model, clip, vae, photos, "anna", "person", chosen, on_step=on_step)
 

@@ -8,7 +8,6 @@ from sefi_ide.sefi_core.losses import MapPair, attention_loss, noise_loss
 
 GRID = 32 * 32
 TOKENS = 4
-PLACEHOLDER = torch.tensor([[False, False, True, False]])
 
 
 def uniform(size: tuple[int, int] = (2, 2), heads: int = 1) -> torch.Tensor:
@@ -51,97 +50,36 @@ def test_each_sample_is_weighed_against_its_own_face():
     assert noise_loss(prediction, target, face, 0.0) == pytest.approx(1)
 
 
-def test_sample_weights():
-    prediction = torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1)
-    loss = noise_loss(prediction, torch.zeros_like(prediction), None, 1.0, torch.tensor([3.0, 0.5]))
-    assert loss == pytest.approx((3 * 1 + 0.5 * 4) / 2)
-
-
 def test_no_loss_where_the_maps_agree():
-    pair = MapPair(uniform(), uniform(), (2, 2))
-    for tokens in ("all", "placeholder", "context"):
-        assert attention_loss([pair], PLACEHOLDER, None, "reference map", tokens) == 0
+    assert attention_loss([MapPair(uniform(), uniform(), (2, 2))]) == 0
 
 
 def test_the_loss_is_a_squared_frobenius_norm_on_the_common_grid():
     target, reference = uniform().softmax(-1), torch.rand(1, 1, 4, TOKENS)
-    loss = attention_loss([MapPair(target, reference, (2, 2))], PLACEHOLDER, None)
+    loss = attention_loss([MapPair(target, reference, (2, 2))])
     assert loss == pytest.approx((target - reference).square().sum().item() * GRID / 4)
 
 
 def test_every_layer_and_head_counts_alike_whatever_its_size():
     small = MapPair(uniform((2, 2)), uniform((2, 2)) + 0.1, (2, 2))
     large = MapPair(uniform((8, 8), heads=3), uniform((8, 8), heads=3) + 0.1, (8, 8))
-    alone = attention_loss([small], PLACEHOLDER, None)
-    assert attention_loss([large], PLACEHOLDER, None) == pytest.approx(alone.item())
-    assert attention_loss([small, large], PLACEHOLDER, None) == pytest.approx(alone.item())
+    alone = attention_loss([small])
+    assert attention_loss([large]) == pytest.approx(alone.item())
+    assert attention_loss([small, large]) == pytest.approx(alone.item())
 
 
-def test_only_the_chosen_tokens_count():
-    changed = uniform()
-    changed[..., 2] += 0.5  # the placeholder's
-    pair = MapPair(changed, uniform(), (2, 2))
-    everything, placeholder, context = (
-        attention_loss([pair], PLACEHOLDER, None, "reference map", tokens)
-        for tokens in ("all", "placeholder", "context")
-    )
-    assert everything == placeholder > 0
-    assert context == 0
-
-
-@pytest.mark.parametrize("target", ["reference map", "face mask", "both"])
-def test_the_reference_gets_no_gradient(target):
-    trained, reference = (torch.rand(1, 1, 4, TOKENS, requires_grad=True) for _ in range(2))
-    pair = MapPair(trained, reference, (2, 2))
-    attention_loss([pair], PLACEHOLDER, left_half(), target).backward()
-    assert trained.grad.abs().sum() > 0
-    assert reference.grad is None
-
-
-def test_the_face_mask_punishes_leakage_of_the_placeholder_only():
-    inside, outside = torch.zeros(1, 1, 4, TOKENS), torch.zeros(1, 1, 4, TOKENS)
-    inside[:, :, (0, 2), 2] = 1  # pixels of the left column, the mask at 8 x 8 covers them
-    outside[:, :, (1, 3), 2] = 1
-    nowhere = torch.zeros_like(inside)
-    loss = [
-        attention_loss([MapPair(maps, nowhere, (2, 2))], PLACEHOLDER, left_half(), "face mask")
-        for maps in (inside, outside)
-    ]
-    assert loss == [0, 2 * GRID / 4]
-    others = 1 - outside  # every other token outside, the placeholder inside
-    others[:, :, :, 2] = inside[..., 2]
-    assert (
-        attention_loss([MapPair(others, nowhere, (2, 2))], PLACEHOLDER, left_half(), "face mask")
-        == 0
-    )
-
-
-def test_both_restricts_the_placeholders_reference_to_the_face():
-    restricted = uniform()
-    restricted[:, :, (1, 3), 2] = 0  # right of the face
-    exact = MapPair(restricted, uniform(), (2, 2))
-    assert attention_loss([exact], PLACEHOLDER, left_half(), "both") == 0
-    leaking = MapPair(uniform(), uniform(), (2, 2))
-    assert attention_loss([leaking], PLACEHOLDER, left_half(), "both") > 0
-    assert attention_loss([leaking], PLACEHOLDER, left_half(), "both", "context") == 0
-
-
-def test_rows_of_a_batch_have_their_own_placeholders_and_faces():
-    maps = uniform().repeat(2, 1, 1, 1)
-    columns = torch.eye(TOKENS, dtype=torch.bool)[:2]
-    faces = torch.cat([left_half(), left_half().flip(-1)])
-    together = attention_loss([MapPair(maps, maps, (2, 2))], columns, faces, "both")
+def test_every_sample_of_a_batch_counts_alike():
+    maps = torch.rand(2, 3, 4, TOKENS)
+    together = attention_loss([MapPair(maps, maps.flip(-1), (2, 2))])
     alone = [
-        attention_loss(
-            [MapPair(maps[i : i + 1], maps[i : i + 1], (2, 2))],
-            columns[i : i + 1],
-            faces[i : i + 1],
-            "both",
-        )
+        attention_loss([MapPair(maps[i : i + 1], maps[i : i + 1].flip(-1), (2, 2))])
         for i in range(2)
     ]
     assert together == pytest.approx(sum(alone).item() / 2)
 
 
-def test_without_layers_there_is_no_attention_loss():
-    assert attention_loss([], PLACEHOLDER, None) == 0
+def test_the_reference_gets_no_gradient():
+    trained, reference = (torch.rand(1, 1, 4, TOKENS, requires_grad=True) for _ in range(2))
+    attention_loss([MapPair(trained, reference, (2, 2))]).backward()
+    assert trained.grad.abs().sum() > 0
+    assert reference.grad is None
