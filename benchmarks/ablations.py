@@ -52,6 +52,7 @@ TABLES: dict[str, Variants] = {
         },
     },
     "captions": {"none": {"captions": ()}, "the model's own guess": {}},
+    "steps": _values("steps", 150, 300, 600),
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "mirrored photos": _values("flip", False, True),

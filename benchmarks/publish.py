@@ -62,8 +62,8 @@ def publish_ablations() -> None:
         return
     intro = (
         "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
-        "means over the four validation identities of the sweep and ten prompts. Differences below "
-        "about 0.03 are within the scatter of so few."
+        "means over six validation identities and ten prompts. Differences below about 0.02 are "
+        "within the scatter of so few."
     )
     text = "\n\n".join(["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
     (DOCS / "ablations.md").write_text(text + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Learns a person, pet or thing from one photo or several of it, as a few vectors "
-                "(tens of kilobytes) that SeFi Apply Identity puts into prompts as <name>. The "
+                "(about ten kilobytes) that SeFi Apply Identity puts into prompts as <name>. The "
                 "model itself is not changed. Connect the mask of SeFi Face Mask for faces."
             ),
             search_aliases=["train", "learn face", "identity", "textual inversion", "dreambooth"],
