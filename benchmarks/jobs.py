@@ -82,6 +82,10 @@ def run_job(job: Job) -> Figures:
 def _miniature():
     from .miniature import MiniSDRuntime, judges
 
+    # isort: split
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)  # core's LoRA training shows one
     return MiniSDRuntime(), judges.load_judges()
 
 
@@ -119,7 +123,6 @@ def _work(jobs: Sequence[Job]) -> Iterator[tuple[Job, Figures]]:
         for job in jobs:
             yield job, run_job(job)
         return
-    os.environ["TQDM_DISABLE"] = "1"  # core's LoRA training shows a bar
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         running = {pool.submit(run_job, job): job for job in jobs}
