@@ -174,27 +174,37 @@ def missed(rows: Mapping[str, list[Figures]]) -> list[str]:
 
 
 def summary(rows: Mapping[str, list[Figures]]) -> dict[str, dict[str, list[float]]]:
-    """[mean, low, high] of every figure, and of r, by method."""
+    """[mean, low, high] of every figure, and of r, by method.
+
+    ``behind`` is how far the method's ID(P) is below the defaults', of the same subjects; named
+    people are others, and have none.
+    """
     r = relative(rows)
-    return {
+    figures = {
         name: {
             **{figure: interval([row[figure] for row in part]) for figure in FIGURES},
             "r": interval(r[name]),
         }
         for name, part in rows.items()
     }
+    for name, part in rows.items():
+        if name not in ("sefi", "named"):
+            pairs = zip(rows["sefi"], part, strict=True)
+            figures[name]["behind"] = interval([ours["id_p"] - row["id_p"] for ours, row in pairs])
+    return figures
 
 
 def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """The summary as a table."""
     lines = [
-        "| method | ID | Prompt | ID(P) | r | Leak | seconds | KB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | ID | Prompt | ID(P) | below the defaults | r | Leak | seconds | KB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in figures.items():
-        cells = [f"{row[f][0]:.3f} [{row[f][1]:.3f}, {row[f][2]:.3f}]" for f in ("id", "prompt")]
-        cells += [f"{row[f][0]:.3f} [{row[f][1]:.3f}, {row[f][2]:.3f}]" for f in ("id_p", "r")]
-        cells += [f"{row['leak'][0]:.3f} [{row['leak'][1]:.3f}, {row['leak'][2]:.3f}]"]
+        cells = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*row[figure]) if figure in row else ""
+            for figure in ("id", "prompt", "id_p", "behind", "r", "leak")
+        ]
         cells += [f"{row['seconds'][0]:.0f}", f"{row['bytes'][0] / 1000:.0f}"]
         lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

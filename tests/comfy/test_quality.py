@@ -53,6 +53,21 @@ def test_each_bar_can_be_missed(method, figures, complaint):
     assert any(complaint in line for line in quality.missed(rows_of(changed(method, **figures))))
 
 
+def test_the_summary_compares_the_same_subjects():
+    rows = rows_of(GOOD, spread=0.4)
+    figures = quality.summary(rows)
+    # All methods scatter alike, so the difference of the same subjects does not.
+    assert figures["lora"]["behind"] == pytest.approx([0.1, 0.1, 0.1])
+    assert "behind" not in figures["named"] and "behind" not in figures["sefi"]
+    low, high = figures["lora"]["id_p"][1:]
+    assert high - low > 0.3
+    table = quality.markdown(figures).splitlines()
+    assert len(table) == 2 + len(GOOD)
+    lora = next(line for line in table if line.startswith("| LoRA"))
+    assert "| 0.350 [" in lora and "| 0.100 [0.100, 0.100] |" in lora
+    assert len({line.count("|") for line in table}) == 1
+
+
 def test_overlapping_intervals_miss_the_bar():
     lines = quality.missed(rows_of(GOOD, spread=0.4))
     assert any("overlaps that of textual_inversion" in line for line in lines)
