@@ -214,9 +214,10 @@ def _with_expressions(
     masks: torch.Tensor | None,
 ) -> list[str]:
     """The photos' captions with what the model sees in the place of ``AUTO``."""
+    captions = list(captions)
     asked = [number for number, caption in enumerate(captions) if caption == AUTO]
     if not asked:
-        return list(captions)
+        return captions
     variants = len(latents) // len(captions)
     chosen = [number * variants for number in asked]
     faces = None if masks is None else masks[chosen]
@@ -224,10 +225,10 @@ def _with_expressions(
         model, clip, plain, settings.templates[0], latents[chosen], faces, settings.dtype
     )
     for number, expression in zip(asked, found, strict=True):
+        captions[number] = expression
         said = expression or "neutral"
         logger.info("SeFi Train Identity: the face in photo %d looks %s.", number + 1, said)
-    known = dict(zip(asked, found, strict=True))
-    return [known.get(number, caption) for number, caption in enumerate(captions)]
+    return captions
 
 
 @torch.no_grad()
