@@ -101,14 +101,12 @@ class Prediction(NamedTuple):
     """What the model made of a batch.
 
     ``output`` and ``target`` (B, C, h, w) are the model's output and what it should be; ``layers``
-    the attention maps, whose ``placeholder`` (B, tokens) marks the placeholder's tokens; ``face``
-    (B, 1, H, W) the mask or None.
+    the attention maps; ``face`` (B, 1, H, W) the mask or None.
     """
 
     output: torch.Tensor
     target: torch.Tensor
     layers: list[MapPair]
-    placeholder: torch.Tensor
     face: torch.Tensor | None
 
 

@@ -92,7 +92,6 @@ class ComfyPredictor:
             for caption in distinct
             for template in templates
         ]
-        self.columns = [_columns_of(prompt) for prompt in self.prompts]
         base = self.model.model
         self.dtype = DTYPES.get(dtype, base.get_dtype_inference())
         self.sampling = base.model_sampling
@@ -125,10 +124,7 @@ class ComfyPredictor:
         noised = self.sampling.noise_scaling(sigma, noise, latents)
 
         stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
-        prompts = [
-            self.captions[sample] * self.templates + template
-            for sample, template in zip(batch.samples, batch.templates, strict=True)
-        ]
+        prompts = list(map(self._prompt_of, batch.samples, batch.templates))
         context_k, context_v = self._contexts(keys, values, stages, prompts)
         recorder = _Recorder(self, prompts, context_v.to(device, self.dtype), latents.shape)
         output = self.model.model.diffusion_model(
@@ -149,8 +145,14 @@ class ComfyPredictor:
             output=output,
             target=target,
             layers=list(layers),
-            placeholder=self._placeholder_columns(prompts).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
+        )
+
+    def placeholder_tokens(self, sample: int, template: int) -> torch.Tensor:
+        """Which tokens (tokens,) of a sample's prompt are the placeholder's."""
+        chunks = next(iter(self.prompts[self._prompt_of(sample, template)].values()))
+        return torch.tensor(
+            [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
         )
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
@@ -162,6 +164,10 @@ class ComfyPredictor:
                 context = self.references[prompt].to(self.model.load_device, self.dtype)
                 self.reference_keys[prompt, block] = self.layers[block].to_k(context)
         return self.reference_keys[prompt, block]
+
+    def _prompt_of(self, sample: int, template: int) -> int:
+        """The number of a sample's prompt: captions one after the other, templates in each."""
+        return self.captions[sample] * self.templates + template
 
     def _contexts(
         self, keys: Vectors, values: Vectors, stages: list[int], numbers: list[int]
@@ -192,11 +198,6 @@ class ComfyPredictor:
         context = self.clip.encode_from_tokens(joined)
         sizes = [sum(len(c) for c in next(iter(prompt.values()))) for prompt in prompts]
         return list(context.split(sizes, dim=1))
-
-    def _placeholder_columns(self, prompts: list[int]) -> torch.Tensor:
-        """Which tokens (B, tokens) of the samples' prompts are the placeholder's."""
-        rows = [self.columns[prompt] for prompt in prompts]
-        return _stacked(rows, max(row.shape[1] for row in rows))[..., 0]
 
 
 class _Recorder:
@@ -253,13 +254,6 @@ class _Recorder:
 
 def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     return attention_pytorch(*args, **kwargs)
-
-
-def _columns_of(prompt: Tokens) -> torch.Tensor:
-    """Which tokens of a prompt are placeholders, (1, tokens, 1)."""
-    chunks = next(iter(prompt.values()))
-    marked = [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
-    return torch.tensor(marked)[None, :, None]
 
 
 def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:

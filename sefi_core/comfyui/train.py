@@ -136,16 +136,14 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
         prediction = predictor(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
     finally:
         predictor.with_maps = with_maps
-    columns = prediction.placeholder[0]
+    columns = predictor.placeholder_tokens(0, 0)
     finest = max(layer.size for layer in prediction.layers)
     heat = torch.zeros(finest)
     for layer in prediction.layers:
-        seen = layer.target[0].mean(dim=0)[:, columns].sum(dim=-1).unflatten(0, layer.size)
+        seen = layer.target[0].mean(dim=0).cpu()[:, columns].sum(dim=-1).unflatten(0, layer.size)
         heat = (
             heat
-            + torch.nn.functional.interpolate(
-                seen[None, None].float().cpu(), size=finest, mode="bilinear"
-            )[0, 0]
+            + torch.nn.functional.interpolate(seen[None, None], size=finest, mode="bilinear")[0, 0]
         )
     return heat / heat.max().clamp_min(1e-12)
 

@@ -1,10 +1,10 @@
 """Gradients through ComfyUI's loaded models, with every weight frozen and none of them kept.
 
-ComfyUI loads weights in inference mode, casts them layer by layer and may move them at any time,
-so autograd can neither save nor trust them. Inside :func:`differentiable` every linear and
-convolution layer therefore fetches its weight anew in the backward pass, as ComfyUI would for a
-forward pass: LoRA patches, offloading and lower precision behave as in sampling, and not one byte
-of weights is saved for the backward pass.
+ComfyUI loads weights in inference mode, which autograd refuses to save, and casts many of them for
+one layer's moment only. Inside :func:`differentiable` a weight that is used as it is gets another
+tensor on the same memory, which autograd may save. Where ComfyUI would prepare a weight (LoRA
+patches, offloading, another precision) linear and convolution layers fetch it anew in the backward
+pass, as for a forward pass. Either way not one byte of weights is copied for the backward pass.
 """
 
 from __future__ import annotations
@@ -79,22 +79,48 @@ def _unseen(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
     ]
 
 
+def _is_ordinary(layer: nn.Module, like: torch.Tensor) -> bool:
+    """Whether ComfyUI would do no more to a layer's weights than cast them to the type of ``like``.
+
+    Every layer of every step asks this; attributes of modules are slow.
+    """
+    weight = layer._parameters.get("weight")
+    return (
+        type(weight) is nn.Parameter  # not quantised
+        and weight.device == like.device
+        and not (layer.weight_function or layer.bias_function)
+        and "_v" not in vars(layer)  # in dynamic VRAM
+    )
+
+
+def _shared(layer: nn.Module, like: torch.Tensor) -> list[torch.Tensor | None] | None:
+    """A layer's weight and bias as tensors that autograd may save, on the memory of the layer's.
+
+    None if they are not usable on the tensor ``like`` as they are.
+    """
+    if not _is_ordinary(layer, like):
+        return None
+    parameters = layer._parameters
+    weight, bias = parameters["weight"], parameters.get("bias")
+    if weight.dtype != like.dtype or (bias is not None and bias.dtype != like.dtype):
+        return None
+    return [
+        None
+        if tensor is None
+        else torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor)
+        for tensor in (weight, bias)
+    ]
+
+
 def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
     """A layer's weight, bias and stream as ComfyUI would use them on the tensor ``like``.
 
-    To be given back with ``uncast_bias_weight``. Every layer of every step comes through here, so
-    ordinary weights that are where they are needed are cast without ComfyUI's preparations.
+    To be given back with ``uncast_bias_weight``. Ordinary weights are cast without ComfyUI's
+    preparations, which take longer than a small layer.
     """
-    parameters = layer._parameters  # not by attribute, which is slow on modules
-    weight, bias = parameters.get("weight"), parameters.get("bias")
-    if (
-        layer.weight_function
-        or layer.bias_function
-        or "_v" in vars(layer)  # in dynamic VRAM
-        or type(weight) is not nn.Parameter  # quantised
-        or weight.device != like.device
-    ):
+    if not _is_ordinary(layer, like):
         return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
     return weight.to(like.dtype), None if bias is None else bias.to(like.dtype), None
 
 
@@ -114,6 +140,8 @@ def _conv2d_output(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     comfy.ops.run_every_op()  # where ComfyUI notices that the user has cancelled
+    if shared := _shared(layer, x):
+        return F.linear(x, *shared)
     if x.requires_grad and torch.is_grad_enabled():
         return _FrozenLinear.apply(x, layer)
     with torch.no_grad():
@@ -122,6 +150,8 @@ def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 def _conv2d(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     comfy.ops.run_every_op()
+    if shared := _shared(layer, x):
+        return layer._conv_forward(x, *shared)
     if x.requires_grad and torch.is_grad_enabled():
         return _FrozenConv2d.apply(x, layer)
     with torch.no_grad():
@@ -129,6 +159,8 @@ def _conv2d(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _group_norm(layer: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    if shared := _shared(layer, x):
+        return F.group_norm(x, layer.num_groups, *shared, layer.eps)
     weight, bias, stream = _fetch(layer, x)
     output = F.group_norm(x, layer.num_groups, _kept(weight), _kept(bias), layer.eps)
     comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
@@ -138,6 +170,8 @@ def _group_norm(layer: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
 def _layer_norm(layer: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     if layer.weight is None:
         return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+    if shared := _shared(layer, x):
+        return F.layer_norm(x, layer.normalized_shape, *shared, layer.eps)
     weight, bias, stream = _fetch(layer, x)
     output = F.layer_norm(x, layer.normalized_shape, _kept(weight), _kept(bias), layer.eps)
     comfy.ops.uncast_bias_weight(layer, weight, bias, stream)

@@ -44,7 +44,6 @@ class Toy:
             output=output,
             target=target,
             layers=[MapPair(maps, torch.zeros_like(maps), (1, 1))],
-            placeholder=torch.ones(len(output), 1, dtype=torch.bool),
             face=None,
         )
 
