@@ -1,7 +1,8 @@
 """``make bench-ablations``: what each setting of SeFi Train Identity does, one table each.
 
 Learned and measured on the validation subjects of the quality benchmark, with everything but the
-setting in question at its default. Writes ``output/bench-ablations/tables.md``; finished work is
+setting in question at its default; a last column compares ID(P) with that of the defaults on the
+same subjects. Writes ``output/bench-ablations/tables.md``; finished work is
 kept there, so a stopped run goes on where it was. ``ONLY`` names some of the tables, with commas
 between. The last line is one JSON object: per table the mean ID(P) of each value.
 """
@@ -12,18 +13,24 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
-from .jobs import Job, run_all
+from .jobs import Figures, Job, run_all
+from .measures import interval
 from .methods import INITIAL
 from .subjects import VALIDATION_SEED
 
+# isort: split
+from sefi_ide.sefi_core.comfyui.base_model import LEVELS
+from sefi_ide.sefi_core.training import TrainingSettings
+
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
-SUBJECTS, PROMPTS, DRAWS = 6, 10, 1
+SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
 Variants = dict[str, dict[str, Any]]
@@ -62,9 +69,12 @@ TABLES: dict[str, Variants] = {
 }
 
 
+_DEFAULTS = {**vars(TrainingSettings()), "initial": INITIAL[0], "levels": list(LEVELS)}
+
+
 def jobs_of(variant: dict[str, Any]) -> list[Job]:
     """The jobs of one value of a setting. ``photos`` is no setting but the number of photos."""
-    settings = dict(variant)
+    settings = {name: value for name, value in variant.items() if value != _DEFAULTS.get(name)}
     photos = settings.pop("photos", 1)
     return [
         Job(
@@ -74,24 +84,41 @@ def jobs_of(variant: dict[str, Any]) -> list[Job]:
     ]  # fmt: skip
 
 
+def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[str]:
+    """The lines of one table; ``done`` has the figures of all jobs, those of the defaults too."""
+    lines = [
+        f"\n### {name}\n",
+        f"| {name} | " + " | ".join(FIGURES) + " | below the defaults |",
+        "|---" * (2 + len(FIGURES)) + "|",
+    ]
+    defaults = [done[job.key]["id_p"] for job in jobs_of({})]
+    for value, variant in variants.items():
+        rows = [done[job.key] for job in jobs_of(variant)]
+        means = {figure: np.mean([row[figure] for row in rows]) for figure in FIGURES}
+        cells = [f"{means[f]:.0f}" if f == "seconds" else f"{means[f]:.3f}" for f in FIGURES]
+        behind = [ours - row["id_p"] for ours, row in zip(defaults, rows, strict=True)]
+        same = jobs_of(variant) == jobs_of({})
+        cells.append("" if same else "{:.3f} [{:.3f}, {:.3f}]".format(*interval(behind)))
+        lines.append(f"| {value} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     only = os.environ.get("ONLY")
     tables = {name: TABLES[name] for name in (only.split(",") if only else TABLES)}
-    jobs = [job for part in tables.values() for v in part.values() for job in jobs_of(v)]
+    jobs = jobs_of({})
+    jobs += [job for part in tables.values() for v in part.values() for job in jobs_of(v)]
     done = run_all(jobs, OUTPUT / "rows.jsonl")
-    lines, figures = [], {}
-    for name, variants in tables.items():
-        lines += [f"\n### {name}\n", f"| {name} | " + " | ".join(FIGURES) + " |"]
-        lines += ["|---" * (1 + len(FIGURES)) + "|"]
-        figures[name] = {}
-        for value, variant in variants.items():
-            rows = [done[job.key] for job in jobs_of(variant)]
-            mean = {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
-            cells = [f"{mean[f]:.0f}" if f == "seconds" else f"{mean[f]:.3f}" for f in FIGURES]
-            lines.append(f"| {value} | " + " | ".join(cells) + " |")
-            figures[name][value] = round(mean["id_p"], 4)
+    lines = [line for name, part in tables.items() for line in table(name, part, done)]
+    figures = {
+        name: {
+            value: round(float(np.mean([done[job.key]["id_p"] for job in jobs_of(variant)])), 4)
+            for value, variant in variants.items()
+        }
+        for name, variants in tables.items()
+    }
     (OUTPUT / "tables.md").write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(figures) + "\n")
     return 0

@@ -55,7 +55,7 @@ class Job:
 def run_job(job: Job) -> Figures:
     """``id``, ``prompt``, ``id_p``, ``leak``, ``seconds`` and ``bytes``."""
     from . import miniature  # noqa: F401  (first, so that ComfyUI can be imported)
-    from .measures import draw, leak, quality
+    from .measures import LEAK_SEED, draw, leak, quality
     from .methods import Learned, learn
     from .subjects import Subject, named, prompts
 
@@ -74,7 +74,7 @@ def run_job(job: Job) -> Figures:
     seeds = [1000 * job.seed + n for n in range(job.draws)]
     pictures = draw(mini, learned, asked, seeds, job.kind)
     figures = quality(judge, pictures, asked, subject.renders(asked))
-    figures["leak"] = leak(mini, learned, subject.look, 60_000 + job.seed)
+    figures["leak"] = leak(mini, learned, subject.look, LEAK_SEED + job.seed)
     return {**figures, "seconds": learned.seconds, "bytes": learned.size}
 
 

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import comfy.sample
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
+from sefi_ide.sefi_core.comfyui.base_model import LEVELS
+from sefi_ide.sefi_core.heatmap import resized
 
 from .methods import Learned
 from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
 
 LEAK_TIMESTEPS = (200, 400, 600)
 LEAK_PICTURES = 4
+LEAK_SEED = 60_000
 BOOTSTRAPS = 10_000
+LATENT_CELL = 8
+"""Pixels of the side of a latent's cell."""
 BATCH = 16
 
 
@@ -83,18 +89,40 @@ def quality(
 @torch.no_grad()
 def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> float:
     """Share of the word's attention that falls outside the head, in renders of the person."""
-    shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
-    heads = torch.stack(
-        [
-            torch.from_numpy(render.render(shot).regions[0]["head"].copy()).float() / 255
-            for shot in shots
-        ]
-    )
+    shots, heads = _shots_with_heads(look, seed)
     shares = [
-        1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+        _outside(maps, heads)
         for maps in word_maps(mini, learned, wishes.pictures_of(shots), {}, look.kind, seed)
     ]
     return torch.stack(shares).mean().item()
+
+
+def leak_of_grid(look: world.Look, seed: int) -> dict[str, float]:
+    """Leak of two drawn maps at the resolution of the attention, for comparison.
+
+    "inner cells" is even over the cells that lie in the head entirely and nothing elsewhere;
+    "head" is the head itself. As in :func:`leak`, both levels of the U-Net are added up.
+    """
+    _, heads = _shots_with_heads(look, seed)
+    covered = [
+        F.adaptive_avg_pool2d(heads[:, None], heads.shape[-1] // LATENT_CELL // level)[:, 0]
+        for level in LEVELS
+    ]
+    drawn = {"inner cells": [(part > 0.99).float() for part in covered], "head": covered}
+    return {
+        name: _outside(sum(resized(part, heads.shape[1:]) for part in maps), heads).mean().item()
+        for name, maps in drawn.items()
+    }
+
+
+def _shots_with_heads(look: world.Look, seed: int) -> tuple[list[world.Shot], torch.Tensor]:
+    shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
+    heads = [render.render(shot).regions[0]["head"].copy() for shot in shots]
+    return shots, torch.stack([torch.from_numpy(head).float() / 255 for head in heads])
+
+
+def _outside(maps: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    return 1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
 
 
 @torch.no_grad()

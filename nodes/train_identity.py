@@ -99,7 +99,7 @@ class SeFiTrainIdentity(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="Photo, attention before and after, a sample, and the loss curves.",
+                    tooltip="Photo and caption, attention before and after, a sample, the losses.",
                 ),
             ],
         )

@@ -26,18 +26,20 @@ def training_report(
     after: torch.Tensor,
     sample: torch.Tensor,
     placeholder: str,
+    caption: str = "",
 ) -> torch.Tensor:
     """Photo, attention before and after, and a sample above the loss curves; (H, W, 3) in [0, 1].
 
     ``photo`` and ``sample`` are (H, W, 3); ``before`` and ``after`` are the placeholder's maps
-    (h, w) in [0, 1], laid over the photo.
+    (h, w) in [0, 1], laid over the photo. ``caption`` is what the photo was said to show.
     """
     size = (PANEL, PANEL)
     photo, sample = (_scaled(picture) for picture in (photo, sample))
     maps = resized(torch.stack([before, after]).float(), size).clamp(0, 1)
     nothing = torch.zeros(size)
+    label = f"photo: {caption}" if caption else "photo"
     panels = [
-        torch.cat([photo, heat_picture(nothing, None, "photo")[PANEL:]]),
+        torch.cat([photo, heat_picture(nothing, None, label)[PANEL:]]),
         heat_picture(maps[0], photo, f"{placeholder} before"),
         heat_picture(maps[1], photo, f"{placeholder} after"),
         torch.cat([sample, heat_picture(nothing, None, "sample")[PANEL:]]),

@@ -124,7 +124,9 @@ def train_identity(
             after = placeholder_map(predictor, *parameters())
         identity = current(history)
         sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
-        report = training_report(history, pictures[0], before, after, sample, identity.placeholder)
+        report = training_report(
+            history, pictures[0], before, after, sample, identity.placeholder, captions[0]
+        )
     return TrainingResult(identity, history, report)
 
 

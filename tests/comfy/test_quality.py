@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from sefi_ide.benchmarks import figures, jobs, measures, methods, publish, quality, subjects
+from sefi_ide.benchmarks import (
+    ablations,
+    figures,
+    jobs,
+    measures,
+    methods,
+    publish,
+    quality,
+    subjects,
+)
 from sefi_ide.benchmarks.measures import interval
 from sefi_ide.benchmarks.miniature import MiniSDRuntime
 
@@ -144,6 +153,26 @@ def test_a_job_draws_and_measures():
     assert 0 <= figures["leak"] <= 1 and 0 <= figures["prompt"] <= 1
     assert -1 <= figures["id_p"] <= figures["id"] <= 1
     assert figures["seconds"] == figures["bytes"] == 0
+
+
+def test_the_defaults_of_an_ablation_are_measured_once():
+    tables = ablations.TABLES
+    same = [v for part in tables.values() for v in part.values() if v]
+    same = [v for v in same if ablations.jobs_of(v) == ablations.jobs_of({})]
+    assert {"attention_weight": 0.003} in same and {"levels": [2, 4]} in same
+    assert {"attention_weight": 0.0} not in same and {"photos": 2} not in same
+    done = {
+        job.key: {**GOOD["sefi"], "id": 0.5, "seconds": 1.0, "id_p": base + shift}
+        for variant, base in (({}, 0.5), ({"flip": False}, 0.4))
+        for job, shift in zip(ablations.jobs_of(variant), range(6), strict=True)
+    }
+    lines = ablations.table("mirrored photos", tables["mirrored photos"], done)
+    assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
+
+
+def test_a_map_within_the_head_leaks_less_than_the_head_itself():
+    drawn = measures.leak_of_grid(subjects.Subject(1, 0).look, measures.LEAK_SEED)
+    assert 0 < drawn["inner cells"] < drawn["head"] < 1
 
 
 def test_the_subjects_that_chose_the_settings_are_refused(monkeypatch):
