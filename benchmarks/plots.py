@@ -47,7 +47,7 @@ def plot_growth(
         panel.plot(sizes, floor, "o-", color="#888888", label="floor")
         panel.plot(sizes, ours, "o-", color="#2662be", label="SeFi")
         panel.set_xlabel(name.replace("_", " "))
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.15 * max(*floor, *ours))
         panel.legend()
     panels[0][0].set_ylabel("time, floor of the smallest = 1")
     path.parent.mkdir(parents=True, exist_ok=True)

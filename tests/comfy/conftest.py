@@ -18,6 +18,7 @@ args.base_directory = tempfile.mkdtemp(prefix="sefi-tests-")
 atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
 
 import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from sefi_ide.tests.comfy import random_checkpoint  # noqa: E402
 
@@ -38,3 +39,13 @@ def mini_sd(mini_checkpoint):
             mini_checkpoint, embedding_directory=None
         )
     return model, clip, vae
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An identity folder of ComfyUI that does not exist yet."""
+    folder = tmp_path / "models" / "sefi"
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "sefi", ([str(folder)], {".safetensors"})
+    )
+    return folder

@@ -9,68 +9,19 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from comfy_api.latest import io
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
-from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
-from sefi_ide.sefi_core.comfyui.train import train_identity
-from sefi_ide.sefi_core.comfyui.trainable import differentiable
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity import Identity, read_identity
-from sefi_ide.sefi_core.pictures import pair_photos
-from sefi_ide.sefi_core.training import Batch, TrainingSettings
 
 import nodes as comfy_nodes
 
 from . import random_checkpoint
-
-WIDTH = random_checkpoint.architecture.CONTEXT_DIM
-CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
-
-HIDDEN = {
-    "hidden_inputs": {io.Hidden.unique_id: "7"},
-    "dynamic_paths": {},
-    "dynamic_paths_default_value": {},
-    "create_dynamic_tuple": False,
-}
-
-
-def load(path):
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=None)[:3]
-
-
-def photo_and_mask(height: int = 80, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """IMAGE and MASK of a gradient with a bright square for a face; inference tensors."""
-    with torch.inference_mode():
-        image = torch.linspace(0, 1, width)[None, None, :, None].repeat(1, height, 1, 3)
-        mask = torch.zeros(1, height, width)
-        mask[:, 20:50, 16:46] = 1
-        return torch.where(mask[..., None] > 0, torch.tensor([0.9, 0.6, 0.4]), image), mask
-
-
-def run(models, photos=None, masks=None, **changes):
-    """Execute the node as ComfyUI does: in inference mode, every input as a list."""
-    inputs = dict.fromkeys(("model", "clip", "vae"))
-    inputs.update(zip(inputs, models, strict=True))
-    schema = SeFiTrainIdentity.GET_SCHEMA()
-    for widget in schema.inputs:
-        if getattr(widget, "default", None) is not None:
-            inputs[widget.id] = widget.default
-    inputs |= {"steps": 3, "resolution": 64, "preview_every": 0, "templates": "a photo of <name>"}
-    inputs |= {"stages": 5, "captions": ""}  # a random model sees no expressions
-    inputs = {key: [value] for key, value in (inputs | changes).items()}
-    inputs["photos"] = [photo_and_mask()[0]] if photos is None else photos
-    if masks is not None:
-        inputs["masks"] = masks
-    node = SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN)
-    with torch.inference_mode():
-        return node.EXECUTE_NORMALIZED(**inputs).result
+from .training_runs import CHANNELS, WIDTH, load, photo_and_mask, run, same
 
 
 def sample(model, clip, prompt: str) -> torch.Tensor:
@@ -82,12 +33,6 @@ def sample(model, clip, prompt: str) -> torch.Tensor:
     return comfy_nodes.common_ksampler(
         model, 1, 3, 4.0, "euler", "normal", positive, negative, latent
     )[0]["samples"]
-
-
-def same(one: Identity, other: Identity) -> bool:
-    return all(
-        torch.equal(a["l"], b["l"]) for a, b in ((one.keys, other.keys), (one.values, other.values))
-    )
 
 
 # --- the schema -------------------------------------------------------------------------------
@@ -268,257 +213,6 @@ def test_progress_and_previews_reach_the_user(models):
     assert previews[0][1][1].tobytes() != previews[1][1][1].tobytes()  # of the tokens as they are
 
 
-# --- what is trained is what is sampled -----------------------------------------------------------
-
-
-class Denoise(comfy.samplers.Sampler):
-    """Asks the model once, for a given latent at a given sigma."""
-
-    def __init__(self, noised: torch.Tensor, sigma: torch.Tensor) -> None:
-        self.noised, self.sigma = noised, sigma
-
-    def sample(self, model_wrap, sigmas, extra_args, *_, **__):
-        self.denoised = model_wrap(self.noised, self.sigma, **extra_args)
-        return self.noised
-
-
-def predictor_of(model, clip, identity, **options) -> ComfyPredictor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
-    return ComfyPredictor(model, clip, identity, ["(a photo:1.2) of <name>"], latents, None)
-
-
-def captured(predictor: ComfyPredictor, batch: Batch):
-    """A prediction with what the U-Net got: latents and timesteps."""
-    identity_vectors = [
-        {"l": torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
-    ]
-    seen = []
-    unet = predictor.model.model.diffusion_model
-    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(args))
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            prediction = predictor(*identity_vectors, batch)
-    finally:
-        hook.remove()
-    return prediction, seen[0][0], seen[0][1], identity_vectors
-
-
-@pytest.mark.parametrize("sampling", ["eps", "v_prediction"])
-@pytest.mark.parametrize("timestep", [30, 350, 990])
-def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
-    """At every stage, for noise and velocity prediction, through SeFi Apply Identity."""
-    model, clip, _ = models
-    if sampling == "v_prediction":
-        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    word = {"l": torch.zeros(5, 1, WIDTH)}
-    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
-    batch = Batch(samples=[1], templates=[0], timesteps=[timestep], noise_seed=4)
-    prediction, x, _, (keys, values) = captured(predictor, batch)
-    sigma = predictor.sigmas[[timestep]]
-    noised = x * (1 + sigma**2) ** 0.5
-    expected = predictor.sampling.calculate_denoised(sigma, prediction.output, noised)
-
-    identity = Identity("anna", "person", "sd1", keys, values)
-    with torch.inference_mode():
-        patched, patched_clip = apply_identity(model, clip, AppliedIdentity(identity))
-        cond = patched_clip.encode_from_tokens_scheduled(
-            patched_clip.tokenize("(a photo:1.2) of <anna>")
-        )
-        guider = comfy.samplers.CFGGuider(patched)
-        guider.set_conds(cond, cond)
-        guider.set_cfg(1.0)
-        sampler = Denoise(noised, sigma)
-        guider.sample(torch.zeros_like(noised), torch.zeros_like(noised), sampler, sigma)
-    torch.testing.assert_close(sampler.denoised, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
-    schedulers = pytest.importorskip("diffusers.schedulers")
-    scheduler = schedulers.DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
-    )
-    model, clip, _ = models
-    if kind == "v_prediction":
-        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    word = {"l": torch.zeros(5, 1, WIDTH)}
-    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
-    batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[5, 700], noise_seed=4)
-    prediction, x, timesteps, _ = captured(predictor, batch)
-
-    t = torch.tensor(batch.timesteps)
-    noise = torch.randn(predictor.latents.shape, generator=torch.Generator().manual_seed(4))
-    assert timesteps.tolist() == batch.timesteps
-    torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
-    target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
-    torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
-
-
-# --- foreign patches, and stops in the middle of a step ---------------------------------------
-
-
-def contents(*modules):
-    """All bits and attributes of modules that could tell that somebody was there."""
-    bits = [
-        {name: tensor.detach().clone().view(torch.uint8) if tensor.ndim else tensor.clone()
-         for name, tensor in module.state_dict().items()}
-        for module in modules
-    ]  # fmt: skip
-    # ComfyUI puts an object patch that it takes back, such as SeFi Apply Identity's for the sample,
-    # as an attribute of its own.
-    attributes = [
-        [(name, sorted({*vars(layer)} - {"encode_token_weights"})) for name, layer in named]
-        for named in (module.named_modules() for module in modules)
-    ]
-    gradients = [
-        (parameter.requires_grad, parameter.grad)
-        for module in modules
-        for parameter in module.parameters()
-    ]
-    return bits, attributes, gradients
-
-
-def assert_same_contents(before, after):
-    assert before[1:] == after[1:]
-    for one, other in zip(before[0], after[0], strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert torch.equal(one[name], other[name]), name
-
-
-def with_lora(model, clip):
-    """MODEL and CLIP with a LoRA on every cross-attention key and every text encoder query."""
-    generator = torch.Generator().manual_seed(11)
-    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
-    lora = {}
-    for name, key in names.items():
-        wanted = isinstance(key, str) and key.endswith(("attn2.to_k.weight", "q_proj.weight"))
-        if wanted and name.startswith(("lora_unet_", "lora_te_")):
-            rows, columns = weights[key].shape
-            lora[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
-            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=generator)
-    assert {name.split("_")[1] for name in lora} == {"unet", "te"}
-    return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
-
-
-class Boom(Exception):
-    pass
-
-
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("what", ["cancel", "exception", "unload"])
-def test_a_stop_in_the_middle_of_a_step_harms_nothing(mini_sd, what, where):
-    base, base_clip, vae = mini_sd
-    model, clip = with_lora(base, base_clip)
-    modules = model.model.diffusion_model, clip.cond_stage_model
-    with torch.inference_mode():  # ComfyUI marks the layers when it loads a model
-        comfy.model_management.load_models_gpu([model, clip.patcher])
-    comfy.model_management.unload_all_models()
-    before = contents(*modules)
-    patches = dict(model.patches), dict(clip.patcher.patches)
-    middle = model.model.diffusion_model.middle_block[1]
-    calls = []
-
-    def strike(*_):
-        calls.append(what)
-        if len(calls) != 3:  # the map before, step 1, then step 2
-            return
-        if what == "cancel":
-            comfy.model_management.interrupt_current_processing()
-        elif what == "unload":
-            comfy.model_management.unload_all_models()
-        else:
-            raise Boom
-
-    def on_forward(module, args, output):
-        if where == "forward":
-            strike()
-        elif output.requires_grad:
-            output.register_hook(strike)
-        else:
-            calls.append("map")
-
-    hook = middle.register_forward_hook(on_forward)
-    expected = {"cancel": comfy.model_management.InterruptProcessingException, "exception": Boom}
-    try:
-        if what in expected:
-            with pytest.raises(expected[what]):
-                run((model, clip, vae), steps=5, seed=1)
-        else:
-            run((model, clip, vae), steps=5, seed=1)
-    finally:
-        hook.remove()
-        comfy.model_management.interrupt_current_processing(False)
-    assert len(calls) == 3 or what == "unload"
-    comfy.model_management.unload_all_models()
-    assert_same_contents(before, contents(*modules))
-    assert patches == (dict(model.patches), dict(clip.patcher.patches))
-
-
-def test_patches_of_other_nodes_are_left_out_and_left_alone(mini_sd):
-    model, clip, vae = mini_sd
-    plain = run((model, clip, vae), steps=2, preview_every=0)[0]
-    patched = model.clone()
-
-    calls = []
-
-    def foreign(*args):
-        calls.append(args)
-        return args[0]
-
-    patched.set_model_attn2_output_patch(foreign)
-    patched.set_model_attn2_replace(lambda q, k, v, extra: calls.append(q) or q, "middle", 0)
-    patched.set_model_unet_function_wrapper(
-        lambda apply_model, options: (
-            calls.append(options)
-            or apply_model(options["input"], options["timestep"], **options["c"])
-        )
-    )
-    before = repr(patched.model_options)
-    steps = []
-
-    def on_step(step):
-        steps.append(step)
-        assert not calls  # in the training; the sample at the end may use them
-
-    settings = TrainingSettings(
-        steps=2,
-        stages=5,
-        resolution=64,
-        preview_every=0,
-        templates=("a photo of <name>",),
-        captions=(),
-    )
-    photos = pair_photos([photo_and_mask()[0]], None)
-    result = train_identity(patched, clip, vae, photos, "anna", "person", settings, on_step=on_step)
-    assert len(steps) == 2
-    assert repr(patched.model_options) == before
-    assert same(result.identity, plain)
-
-
-def test_ten_runs_leave_no_more_behind_than_one(mini_sd):
-    model, clip, vae = mini_sd
-    run(mini_sd, steps=1)
-
-    def traces():
-        return (
-            repr(model.model_options),
-            {kind: len(one) for kind, one in model.wrappers.items()},
-            {kind: len(one) for kind, one in model.callbacks.items()},
-            sorted(model.object_patches),
-            sorted(clip.patcher.object_patches),
-            len(comfy.model_management.current_loaded_models),
-        )
-
-    once = traces()
-    for _ in range(3):
-        run(mini_sd, steps=1)
-    assert traces() == once
-
-
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -604,10 +298,3 @@ def test_a_lora_in_bypass_mode_is_refused(mini_sd):
     }
     bypass, _ = comfy.sd.load_bypass_lora_for_models(model, clip, lora, 1.0, 1.0)
     bad((bypass, clip, vae), "bypass")
-
-
-def test_the_differentiable_view_ends_with_its_block(mini_sd):
-    model, _, _ = mini_sd
-    with torch.inference_mode(False), pytest.raises(Boom), differentiable(model.model):
-        raise Boom
-    assert not [name for name, layer in model.model.named_modules() if "forward" in vars(layer)]

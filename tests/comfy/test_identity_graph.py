@@ -1,0 +1,172 @@
+"""Saving and loading identities as nodes of a graph that ComfyUI executes."""
+
+import asyncio
+import json
+import os
+from itertools import count
+from types import SimpleNamespace
+
+import execution
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
+from sefi_ide.nodes.types import SEFI_IDENTITY
+from sefi_ide.sefi_core.comfyui import storage
+
+from .made_identity import make_identity
+
+
+class IdentitySource(io.ComfyNode):
+    """Stands in for training."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestIdentitySource",
+            inputs=[io.Float.Input("value", min=-100, max=100)],
+            outputs=[SEFI_IDENTITY.Output()],
+        )
+
+    @classmethod
+    def execute(cls, value):
+        thumbnail = torch.full((8, 8, 3), 7, dtype=torch.uint8)
+        return io.NodeOutput(make_identity(value=value, thumbnail=thumbnail))
+
+
+class IdentitySink(io.ComfyNode):
+    """Reports what has arrived."""
+
+    arrived: list = []
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestIdentitySink",
+            inputs=[SEFI_IDENTITY.Input("identity")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, identity):
+        IdentitySink.arrived.append((identity.name, identity.keys["l"][0, 0, 0].item()))
+        return io.NodeOutput()
+
+
+class TestInTheGraph:
+    """Through ComfyUI's own validation, execution and cache."""
+
+    @pytest.fixture
+    def queue(self, folder, monkeypatch):
+        """Validates and runs a graph; returns validation errors or the UI output of each node."""
+        for node in (SeFiSaveIdentity, SeFiLoadIdentity, IdentitySource, IdentitySink):
+            monkeypatch.setitem(
+                execution.nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node
+            )
+        monkeypatch.setattr(IdentitySink, "arrived", [])
+        server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
+        executor = execution.PromptExecutor(
+            server,
+            cache_type=execution.CacheType.CLASSIC,
+            cache_args={"ram": 1.0, "ram_inactive": 1.0},
+        )
+        numbers = count()
+
+        def queue(graph):
+            graph = {
+                node: {"class_type": kind, "inputs": inputs}
+                for node, (kind, inputs) in json.loads(json.dumps(graph)).items()
+            }
+            prompt_id = f"prompt {next(numbers)}"
+            valid, error, outputs, node_errors = asyncio.run(
+                execution.validate_prompt(prompt_id, graph, None)
+            )
+            if not valid:
+                return [e["details"] for n in node_errors.values() for e in n["errors"]]
+            executor.execute(graph, prompt_id, {}, outputs)
+            assert executor.success, executor.status_messages
+            return executor.history_result["outputs"]
+
+        return queue
+
+    def test_save_passes_on_and_tells_the_path(self, folder, queue):
+        graph = {
+            "1": ("TestIdentitySource", {"value": 3}),
+            "2": (
+                "SeFiSaveIdentity",
+                {"identity": ["1", 0], "file_name": "", "if_exists": "error"},
+            ),
+            "3": ("TestIdentitySink", {"identity": ["2", 0]}),
+        }
+        shown = queue(graph)
+        assert IdentitySink.arrived == [("anna", 3.0)]
+        assert list(shown["2"]["text"]) == [f"<anna>: {folder / 'anna.safetensors'}"]
+
+    def test_a_changed_file_is_read_again_and_only_then(self, folder, queue):
+        storage.save_identity(make_identity(value=1))
+        graph = {
+            "1": ("SeFiLoadIdentity", {"file": "anna.safetensors", "name": ""}),
+            "2": ("TestIdentitySink", {"identity": ["1", 0]}),
+        }
+        queue(graph)
+        queue(graph)
+        assert IdentitySink.arrived == [("anna", 1.0)]
+        path = storage.save_identity(make_identity(value=2), if_exists="overwrite")
+        os.utime(path, (1, 1))
+        queue(graph)
+        assert IdentitySink.arrived == [("anna", 1.0), ("anna", 2.0)]
+
+    def test_two_files_with_one_name_can_be_told_apart(self, folder, queue):
+        for value in (1, 2):
+            storage.save_identity(make_identity(value=value))
+        graph = {
+            "1": ("SeFiLoadIdentity", {"file": "anna.safetensors", "name": "anna_one"}),
+            "2": ("SeFiLoadIdentity", {"file": "anna_2.safetensors"}),
+            "3": ("TestIdentitySink", {"identity": ["1", 0]}),
+            "4": ("TestIdentitySink", {"identity": ["2", 0]}),
+        }
+        queue(graph)
+        assert sorted(IdentitySink.arrived) == [("anna", 2.0), ("anna_one", 1.0)]
+
+    def test_a_loaded_identity_shows_its_face(self, folder, queue):
+        thumbnail = torch.full((8, 6, 3), 7, dtype=torch.uint8)
+        storage.save_identity(make_identity(thumbnail=thumbnail))
+        graph = {
+            "1": ("SeFiLoadIdentity", {"file": "anna.safetensors"}),
+            "2": ("TestIdentitySink", {"identity": ["1", 0]}),
+        }
+        (image,) = queue(graph)["1"]["images"]
+        assert os.path.isfile(os.path.join(folder_paths.get_temp_directory(), image["filename"]))
+
+    @pytest.mark.parametrize(
+        "inputs, remedy",
+        [
+            ({"file": "anna.safetensors"}, "press R to refresh"),
+            ({"file": "../anna.safetensors"}, "choose a file of the list"),
+            ({"file": "bob.safetensors", "name": "b ob"}, "give a name of letters"),
+        ],
+    )
+    def test_bad_inputs_are_refused_before_anything_runs(self, folder, queue, inputs, remedy):
+        storage.save_identity(make_identity("bob"))
+        graph = {
+            "1": ("SeFiLoadIdentity", inputs),
+            "2": ("TestIdentitySink", {"identity": ["1", 0]}),
+        }
+        assert any(remedy in detail for detail in queue(graph))
+        assert IdentitySink.arrived == []
+
+    def test_a_bad_file_name_is_refused_before_training(self, folder, queue):
+        settings = {"identity": ["1", 0], "file_name": "../anna", "if_exists": "new number"}
+        graph = {
+            "1": ("TestIdentitySource", {"value": 3}),
+            "2": ("SeFiSaveIdentity", settings),
+        }
+        (detail,) = queue(graph)
+        assert "is refused" in detail
+
+    def test_every_input_has_a_tooltip(self, folder):
+        for node in (SeFiSaveIdentity, SeFiLoadIdentity):
+            schema = node.GET_SCHEMA()
+            assert schema.category == "SeFi-IDE" and schema.description
+            assert all(entry.tooltip for entry in (*schema.inputs, *schema.outputs))

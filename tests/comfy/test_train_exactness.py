@@ -1,0 +1,104 @@
+"""What is trained is what is sampled, and what diffusers trains."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from sefi_ide.sefi_core.comfyui.apply import apply_identity
+from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
+from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.training import Batch
+
+from .training_runs import CHANNELS, WIDTH, load
+
+
+@pytest.fixture(scope="module")
+def models(mini_checkpoint):
+    return load(mini_checkpoint)
+
+
+class Denoise(comfy.samplers.Sampler):
+    """Asks the model once, for a given latent at a given sigma."""
+
+    def __init__(self, noised: torch.Tensor, sigma: torch.Tensor) -> None:
+        self.noised, self.sigma = noised, sigma
+
+    def sample(self, model_wrap, sigmas, extra_args, *_, **__):
+        self.denoised = model_wrap(self.noised, self.sigma, **extra_args)
+        return self.noised
+
+
+def predictor_of(model, clip, identity, **options) -> ComfyPredictor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
+    return ComfyPredictor(model, clip, identity, ["(a photo:1.2) of <name>"], latents, None)
+
+
+def captured(predictor: ComfyPredictor, batch: Batch):
+    """A prediction with what the U-Net got: latents and timesteps."""
+    identity_vectors = [
+        {"l": torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
+    ]
+    seen = []
+    unet = predictor.model.model.diffusion_model
+    hook = unet.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            prediction = predictor(*identity_vectors, batch)
+    finally:
+        hook.remove()
+    return prediction, seen[0][0], seen[0][1], identity_vectors
+
+
+@pytest.mark.parametrize("sampling", ["eps", "v_prediction"])
+@pytest.mark.parametrize("timestep", [30, 350, 990])
+def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
+    """At every stage, for noise and velocity prediction, through SeFi Apply Identity."""
+    model, clip, _ = models
+    if sampling == "v_prediction":
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    word = {"l": torch.zeros(5, 1, WIDTH)}
+    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    batch = Batch(samples=[1], templates=[0], timesteps=[timestep], noise_seed=4)
+    prediction, x, _, (keys, values) = captured(predictor, batch)
+    sigma = predictor.sigmas[[timestep]]
+    noised = x * (1 + sigma**2) ** 0.5
+    expected = predictor.sampling.calculate_denoised(sigma, prediction.output, noised)
+
+    identity = Identity("anna", "person", "sd1", keys, values)
+    with torch.inference_mode():
+        patched, patched_clip = apply_identity(model, clip, AppliedIdentity(identity))
+        cond = patched_clip.encode_from_tokens_scheduled(
+            patched_clip.tokenize("(a photo:1.2) of <anna>")
+        )
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(cond, cond)
+        guider.set_cfg(1.0)
+        sampler = Denoise(noised, sigma)
+        guider.sample(torch.zeros_like(noised), torch.zeros_like(noised), sampler, sigma)
+    torch.testing.assert_close(sampler.denoised, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    scheduler = schedulers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
+    )
+    model, clip, _ = models
+    if kind == "v_prediction":
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    word = {"l": torch.zeros(5, 1, WIDTH)}
+    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[5, 700], noise_seed=4)
+    prediction, x, timesteps, _ = captured(predictor, batch)
+
+    t = torch.tensor(batch.timesteps)
+    noise = torch.randn(predictor.latents.shape, generator=torch.Generator().manual_seed(4))
+    assert timesteps.tolist() == batch.timesteps
+    torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
+    target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
+    torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,164 @@
+"""A training and the models: foreign patches stay out, stops in mid-step leave nothing behind."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import pytest
+import torch
+from sefi_ide.sefi_core.comfyui.train import train_identity
+from sefi_ide.sefi_core.comfyui.trainable import differentiable
+from sefi_ide.sefi_core.pictures import pair_photos
+from sefi_ide.sefi_core.training import TrainingSettings
+
+from .training_runs import photo_and_mask, run, same, with_lora
+
+
+def contents(*modules):
+    """All bits and attributes of modules that could tell that somebody was there."""
+    bits = [
+        {name: tensor.detach().clone().view(torch.uint8) if tensor.ndim else tensor.clone()
+         for name, tensor in module.state_dict().items()}
+        for module in modules
+    ]  # fmt: skip
+    # ComfyUI puts an object patch that it takes back, such as SeFi Apply Identity's for the sample,
+    # as an attribute of its own.
+    attributes = [
+        [(name, sorted({*vars(layer)} - {"encode_token_weights"})) for name, layer in named]
+        for named in (module.named_modules() for module in modules)
+    ]
+    gradients = [
+        (parameter.requires_grad, parameter.grad)
+        for module in modules
+        for parameter in module.parameters()
+    ]
+    return bits, attributes, gradients
+
+
+def assert_same_contents(before, after):
+    assert before[1:] == after[1:]
+    for one, other in zip(before[0], after[0], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("what", ["cancel", "exception", "unload"])
+def test_a_stop_in_the_middle_of_a_step_harms_nothing(mini_sd, what, where):
+    base, base_clip, vae = mini_sd
+    model, clip = with_lora(base, base_clip)
+    modules = model.model.diffusion_model, clip.cond_stage_model
+    with torch.inference_mode():  # ComfyUI marks the layers when it loads a model
+        comfy.model_management.load_models_gpu([model, clip.patcher])
+    comfy.model_management.unload_all_models()
+    before = contents(*modules)
+    patches = dict(model.patches), dict(clip.patcher.patches)
+    middle = model.model.diffusion_model.middle_block[1]
+    calls = []
+
+    def strike(*_):
+        calls.append(what)
+        if len(calls) != 3:  # the map before, step 1, then step 2
+            return
+        if what == "cancel":
+            comfy.model_management.interrupt_current_processing()
+        elif what == "unload":
+            comfy.model_management.unload_all_models()
+        else:
+            raise Boom
+
+    def on_forward(module, args, output):
+        if where == "forward":
+            strike()
+        elif output.requires_grad:
+            output.register_hook(strike)
+        else:
+            calls.append("map")
+
+    hook = middle.register_forward_hook(on_forward)
+    expected = {"cancel": comfy.model_management.InterruptProcessingException, "exception": Boom}
+    try:
+        if what in expected:
+            with pytest.raises(expected[what]):
+                run((model, clip, vae), steps=5, seed=1)
+        else:
+            run((model, clip, vae), steps=5, seed=1)
+    finally:
+        hook.remove()
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(calls) == 3 or what == "unload"
+    comfy.model_management.unload_all_models()
+    assert_same_contents(before, contents(*modules))
+    assert patches == (dict(model.patches), dict(clip.patcher.patches))
+
+
+def test_patches_of_other_nodes_are_left_out_and_left_alone(mini_sd):
+    model, clip, vae = mini_sd
+    plain = run((model, clip, vae), steps=2, preview_every=0)[0]
+    patched = model.clone()
+
+    calls = []
+
+    def foreign(*args):
+        calls.append(args)
+        return args[0]
+
+    patched.set_model_attn2_output_patch(foreign)
+    patched.set_model_attn2_replace(lambda q, k, v, extra: calls.append(q) or q, "middle", 0)
+    patched.set_model_unet_function_wrapper(
+        lambda apply_model, options: (
+            calls.append(options)
+            or apply_model(options["input"], options["timestep"], **options["c"])
+        )
+    )
+    before = repr(patched.model_options)
+    steps = []
+
+    def on_step(step):
+        steps.append(step)
+        assert not calls  # in the training; the sample at the end may use them
+
+    settings = TrainingSettings(
+        steps=2,
+        stages=5,
+        resolution=64,
+        preview_every=0,
+        templates=("a photo of <name>",),
+        captions=(),
+    )
+    photos = pair_photos([photo_and_mask()[0]], None)
+    result = train_identity(patched, clip, vae, photos, "anna", "person", settings, on_step=on_step)
+    assert len(steps) == 2
+    assert repr(patched.model_options) == before
+    assert same(result.identity, plain)
+
+
+def test_ten_runs_leave_no_more_behind_than_one(mini_sd):
+    model, clip, vae = mini_sd
+    run(mini_sd, steps=1)
+
+    def traces():
+        return (
+            repr(model.model_options),
+            {kind: len(one) for kind, one in model.wrappers.items()},
+            {kind: len(one) for kind, one in model.callbacks.items()},
+            sorted(model.object_patches),
+            sorted(clip.patcher.object_patches),
+            len(comfy.model_management.current_loaded_models),
+        )
+
+    once = traces()
+    for _ in range(3):
+        run(mini_sd, steps=1)
+    assert traces() == once
+
+
+def test_the_differentiable_view_ends_with_its_block(mini_sd):
+    model, _, _ = mini_sd
+    with torch.inference_mode(False), pytest.raises(Boom), differentiable(model.model):
+        raise Boom
+    assert not [name for name, layer in model.model.named_modules() if "forward" in vars(layer)]
