@@ -43,6 +43,7 @@ TOKENS = 77
 CLASS_WORD = "person"
 NAMES = ("anna", "ben", "carla")
 STAGES = 5
+"""Of the identities that are sampled: the paper's number, which costs more than the default's."""
 
 
 @dataclass(frozen=True)

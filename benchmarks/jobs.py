@@ -96,8 +96,9 @@ def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
     """
     version = code_version()
     done = {row["job"]: row["figures"] for row in _rows(store) if row["version"] == version}
-    todo = list({job.key: job for job in jobs if job.key not in done}.values())
-    logger.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
+    wanted = {job.key: job for job in jobs}
+    todo = [job for key, job in wanted.items() if key not in done]
+    logger.info("%d of %d jobs are done already", len(wanted) - len(todo), len(wanted))
     if todo:
         store.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -113,7 +114,7 @@ def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
             number, len(todo), left, job.method, job.kind, job.number, job.overrides,
             figures["id_p"],
         )  # fmt: skip
-    return {job.key: done[job.key] for job in jobs}
+    return {key: done[key] for key in wanted}
 
 
 def _work(jobs: Sequence[Job]) -> Iterator[tuple[Job, Figures]]:

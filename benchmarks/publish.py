@@ -35,8 +35,8 @@ def publish_quality(kind: str) -> None:
     command = "make bench-quality" if kind == "person" else f"KIND={kind} make bench-quality"
     parts = [
         f"# Quality of {plural}",
-        f"Made by `{command}`, with `SUBJECTS` for fewer identities. Means over identities, with "
-        "95 % bootstrap intervals.",
+        f"Made by `{command}`, with `SEEDS` and `SUBJECTS` for more or fewer identities. Means "
+        "over identities, with 95 % bootstrap intervals.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
         f"![Identity against prompt](id_prompt_{plural}.png)",
     ]

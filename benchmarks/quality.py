@@ -219,10 +219,10 @@ def measured(seeds: Sequence[int], kind: str, size: Size) -> str:
     ]
     inner, head = (np.mean([row[name] for row in grids]) for name in ("inner cells", "head"))
     return (
-        f"{size.subjects * len(seeds)} identities, {size.prompts} prompts, {size.draws} seeds "
-        "each. At the resolution of the miniature's attention a map that is even over the cells "
-        f"inside the head and nothing elsewhere has a Leak of {inner:.3f}, the head itself one of "
-        f"{head:.3f}."
+        f"`SEEDS` {' '.join(map(str, seeds))}: {size.subjects * len(seeds)} identities, "
+        f"{size.prompts} prompts, {size.draws} pictures of each. At the resolution of the "
+        "miniature's attention a map that is even over the cells inside the head and nothing "
+        f"elsewhere has a Leak of {inner:.3f}, the head itself one of {head:.3f}."
     )
 
 
