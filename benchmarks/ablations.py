@@ -63,7 +63,7 @@ TABLES: dict[str, Variants] = {
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "mirrored photos": _values("flip", False, True),
-    "schedule": _values("schedule", "constant", "linear", "cosine"),
+    "schedule": _values("schedule", "constant", "cosine"),
     "batch size": _values("batch_size", 1, 2),
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},
 }

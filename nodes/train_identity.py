@@ -185,7 +185,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(SCHEDULES),
             default=DEFAULTS.schedule,
             advanced=True,
-            tooltip="How the learning rate falls over the steps.",
+            tooltip="How the learning rate changes over the steps: cosine falls to 0, constant "
+            "looks more like the photo and obeys prompts a little less.",
         ),
         io.Int.Input(
             "batch_size",

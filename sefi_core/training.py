@@ -21,7 +21,7 @@ from .losses import MapPair, attention_loss, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
 from .stages import TRAINING_TIMESTEPS
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "cosine")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 DEFAULT_TEMPLATES = (
     "a photo of <name>",
@@ -225,16 +225,14 @@ def _scheduler(
     if settings.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     try:
-        from diffusers.optimization import get_scheduler
+        from diffusers.optimization import get_cosine_schedule_with_warmup
     except ImportError as error:
         raise SeFiError(
-            f"the schedule {settings.schedule} needs the package diffusers: install it "
+            "the schedule cosine needs the package diffusers: install it "
             "(pip install diffusers) or set schedule to constant"
         ) from error
     warmup = min(10, settings.steps // 10)
-    return get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps
-    )
+    return get_cosine_schedule_with_warmup(optimizer, warmup, settings.steps)
 
 
 def smoothed(losses: Sequence[float], width: int = 25) -> list[float]:

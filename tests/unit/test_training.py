@@ -122,8 +122,7 @@ def test_the_attention_loss_is_weighed_by_lambda():
     assert step.loss == step.noise
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_schedules_end_at_a_rate_of_nothing(schedule):
+def test_the_cosine_schedule_ends_at_a_rate_of_nothing():
     pytest.importorskip("diffusers")
     parameters, rows = start(stages=1), []
     toy = Toy(stages=1)
@@ -131,7 +130,7 @@ def test_the_schedules_end_at_a_rate_of_nothing(schedule):
     optimise(
         parameters,
         toy,
-        settings(steps=60, stages=1, schedule=schedule),
+        settings(steps=60, stages=1, schedule="cosine"),
         lambda step: rows.append(learned(parameters)),
     )
     lengths = [(b - a).norm().item() for a, b in zip(rows, rows[1:], strict=False)]
