@@ -97,7 +97,7 @@ def full_shape_plan() -> Plan:
     """For Stable Diffusion's true shape: small pictures on the CPU."""
     if torch.cuda.is_available():
         return Plan(512, rounds=7, steps=12, growth={})
-    return Plan(128, rounds=3, steps=4, growth={})
+    return Plan(128, rounds=5, steps=4, growth={})
 
 
 def interleaved(turns: Mapping[str, Callable[[], list[float]]], rounds: int) -> Times:

@@ -49,7 +49,7 @@ def attention_figure(mini: MiniSDRuntime) -> None:
     """``attention.png``: photo, then each method's picture above its word's attention."""
     subject, winners = Subject(SEED, 0, KIND), published_winners(KIND)
     photos = subject.photos(1)
-    columns = {"training picture": [photos[0].picture, torch.zeros(128, 128, 3)]}
+    columns = {"training picture": [photos[0].picture]}
     ways = {"class word": Learned(mini.model, mini.clip, KIND)} | {
         TITLES[method]: learn(mini, method, photos, KIND, winners.get(method, {}))
         for method in METHODS

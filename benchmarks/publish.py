@@ -25,6 +25,7 @@ PICTURES = {
     "bench-figures/keys_values.png": "keys_values.png",
     "bench-cost/growth.png": "cost_growth.png",
 }
+PARTS_FIGURES = ("id", "prompt", "id_p", "layout", "detail")
 
 
 def publish_quality(kind: str) -> None:
@@ -35,8 +36,8 @@ def publish_quality(kind: str) -> None:
     command = "make bench-quality" if kind == "person" else f"KIND={kind} make bench-quality"
     parts = [
         f"# Quality of {plural}",
-        f"Made by `{command}`, with `SEEDS` and `SUBJECTS` for more or fewer identities. Means "
-        "over identities, with 95 % bootstrap intervals.",
+        f"Made by `{command}`, where `SEEDS`, `SUBJECTS` and `QUICK` say how much is measured. "
+        "Means over identities, with 95 % bootstrap intervals.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
         f"![Identity against prompt](id_prompt_{plural}.png)",
     ]
@@ -70,12 +71,44 @@ def publish_ablations() -> None:
     logger.info("published ablations")
 
 
+def publish_figures() -> None:
+    """``docs/figures.md``, with what each part of an identity does in figures."""
+    parts = OUTPUT / "bench-figures" / "keys_values.json"
+    if not parts.exists():
+        return
+    rows = json.loads(parts.read_text(encoding="utf-8"))
+    table = ["| learned part | " + " | ".join(PARTS_FIGURES) + " |"]
+    table += ["|---" * (1 + len(PARTS_FIGURES)) + "|"]
+    table += [
+        f"| {title} | " + " | ".join(f"{row[name]:.3f}" for name in PARTS_FIGURES) + " |"
+        for title, row in rows.items()
+    ]
+    text = [
+        "# Where words look, and what K, V and the stages decide",
+        "Made by `make bench-figures`.",
+        "One person, learned from the training picture by each method, in the prompt *at the "
+        "Eiffel Tower, holding a basketball, with eyes closed*; below each picture where the "
+        "person's word looked in it.",
+        "![Attention of each method's word](attention.png)",
+        "Four people learned with five stages, and drawn with a part of what was learned: only the "
+        "vectors for K, only those for V, or only those of one stage, with the class word's in the "
+        "place of the others. Stage 1 is the noisiest.",
+        "![Parts of an identity](keys_values.png)",
+        "Means over the four people and ten prompts. *layout* and *detail* say how far pictures "
+        "are from the class word's, root mean square: of squares of 16 pixels, and of the rest.",
+        "\n".join(table),
+    ]
+    (DOCS / "figures.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    logger.info("published figures")
+
+
 def main() -> int:
     """Publish everything that is there."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for kind in KINDS:
         publish_quality(kind)
     publish_ablations()
+    publish_figures()
     for source, name in PICTURES.items():
         if (OUTPUT / source).exists():
             shutil.copyfile(OUTPUT / source, DOCS / name)

@@ -1,10 +1,10 @@
-"""Gradients through ComfyUI's loaded models, with every weight frozen and none of them kept.
+"""Gradients through ComfyUI's loaded models, with every weight frozen and none of them copied.
 
 ComfyUI loads weights in inference mode, which autograd refuses to save, and casts many of them for
 one layer's moment only. Inside :func:`differentiable` a weight that is used as it is gets another
 tensor on the same memory, which autograd may save. Where ComfyUI would prepare a weight (LoRA
 patches, offloading, another precision) linear and convolution layers fetch it anew in the backward
-pass, as for a forward pass. Either way not one byte of weights is copied for the backward pass.
+pass, as for a forward pass; only norms, whose weights are few, keep a copy of it till then.
 """
 
 from __future__ import annotations

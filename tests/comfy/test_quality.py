@@ -250,6 +250,9 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     (folder / "sweep.md").write_text("| sweep |\n")
     (folder / "id_prompt.png").write_bytes(b"png")
     (folder / "winners.json").write_text(json.dumps({"sefi": {"steps": 3}}))
+    parts = {"only K": dict.fromkeys(publish.PARTS_FIGURES, 0.25)}
+    (output / "bench-figures").mkdir()
+    (output / "bench-figures" / "keys_values.json").write_text(json.dumps(parts))
     winners = tmp_path / "winners.json"
     winners.write_text(json.dumps({"person": {"sefi": {"steps": 9}}}))
     monkeypatch.setattr(publish, "OUTPUT", output)
@@ -263,4 +266,5 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
         "person": {"sefi": {"steps": 9}},
         "robot": {"sefi": {"steps": 3}},
     }
+    assert "| only K | 0.250 |" in (docs / "figures.md").read_text()
     assert not (docs / "quality_people.md").exists()
