@@ -78,21 +78,24 @@ def test_a_caption_is_the_rest_of_the_sample_s_prompt(mini):
     identity = Identity("anna", "person", "sd1", vectors, vectors)
     latents = torch.randn(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def predicted(templates, captions, template):
-        predictor = ComfyPredictor(
-            mini.model, mini.clip, identity, templates, latents, None, captions
-        )
-        batch = Batch([0, 1], [template, template], [300, 700], 5)
+    def predictor_of(templates, captions=None):
+        return ComfyPredictor(mini.model, mini.clip, identity, templates, latents, None, captions)
+
+    def outputs(predictor, template):
         with torch.no_grad():
-            return predictor(vectors, vectors, batch)
+            batch = Batch([0, 1], [template, template], [300, 700], 5)
+            return predictor(vectors, vectors, batch).output
 
     templates = ["a picture of <name>", "a photo of <name>"]
-    mixed = predicted(templates, ["", "smiling"], 1)
+    mixed = predictor_of(templates, ["", "smiling"])
+    found = outputs(mixed, 1)
     for sample, prompt in enumerate(("a photo of <name>", "a photo of <name> smiling")):
-        alone = predicted([prompt], None, 0)
-        assert torch.allclose(mixed.output[sample], alone.output[sample], atol=1e-5)
-        assert torch.equal(mixed.placeholder[sample], alone.placeholder[sample])
-    assert not torch.allclose(mixed.output[1], predicted(templates, None, 1).output[1], atol=1e-3)
+        alone = predictor_of([prompt])
+        assert torch.allclose(found[sample], outputs(alone, 0)[sample], atol=1e-5)
+        marked = mixed.placeholder_tokens(sample, 1)
+        assert marked.sum() == 1 and torch.equal(marked, alone.placeholder_tokens(sample, 0))
+    plain = outputs(predictor_of(templates), 1)
+    assert not torch.allclose(found[1], plain[1], atol=1e-3)
 
 
 def test_looking_for_expressions_can_be_cancelled(mini):

@@ -18,6 +18,7 @@ from sefi_ide.sefi_core.pictures import pair_photos
 from sefi_ide.sefi_core.training import Batch, TrainingSettings
 
 from . import random_checkpoint
+from .training_runs import with_lora
 
 SIDE = 64
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
@@ -87,26 +88,6 @@ def model_and_clip_with_lora(mini_sd):
     """The random miniature with a LoRA on U-Net and text encoder, loaded by ComfyUI."""
     model, clip, vae = mini_sd
     return *with_lora(model, clip), vae
-
-
-def with_lora(model, clip):
-    generator = torch.Generator().manual_seed(11)
-    lora = {}
-    maps = comfy.lora.model_lora_keys_unet(model.model, {})
-    maps = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, maps)
-    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
-    for name, key in maps.items():
-        wanted = name.startswith(("lora_unet_", "lora_te_")) and isinstance(key, str)
-        weight = weights.get(key)
-        if wanted and weight is not None and weight.ndim == 2 and ("attn" in key):
-            lora[f"{name}.lora_up.weight"] = 0.2 * torch.randn(
-                weight.shape[0], 2, generator=generator
-            )
-            lora[f"{name}.lora_down.weight"] = 0.2 * torch.randn(
-                2, weight.shape[1], generator=generator
-            )
-    assert any("lora_unet" in name for name in lora) and any("lora_te" in name for name in lora)
-    return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
