@@ -2,9 +2,9 @@
 
 Learned and measured on the validation subjects of the quality benchmark, with everything but the
 setting in question at its default; a last column compares ID(P) with that of the defaults on the
-same subjects. Writes ``output/bench-ablations/tables.md``; finished work is
-kept there, so a stopped run goes on where it was. ``ONLY`` names some of the tables, with commas
-between. The last line is one JSON object: per table the mean ID(P) of each value.
+same subjects. Writes ``output/bench-ablations/tables.md``; finished work is kept there, so a
+stopped run goes on where it was. ``ONLY`` names some of the tables, with commas between. The last
+line is one JSON object: per table the mean ID(P) of each value.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ _DEFAULTS = {**vars(TrainingSettings()), "initial": INITIAL[0], "levels": list(L
 
 
 def jobs_of(variant: dict[str, Any]) -> list[Job]:
-    """The jobs of one value of a setting. ``photos`` is no setting but the number of photos."""
+    """The jobs of one value of a setting; those of a default are the jobs of ``{}``.
+
+    ``photos`` is no setting but the number of photos.
+    """
     settings = {name: value for name, value in variant.items() if value != _DEFAULTS.get(name)}
     photos = settings.pop("photos", 1)
     return [

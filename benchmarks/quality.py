@@ -263,13 +263,12 @@ def main() -> int:
         }
         (output / "winners.json").write_text(json.dumps(winners, indent=1), encoding="utf-8")
     size = QUICK if quick else FULL
-    subjects = int(os.environ.get("SUBJECTS") or size.subjects)
-    size = replace(size, subjects=subjects)
+    size = replace(size, subjects=int(os.environ.get("SUBJECTS") or size.subjects))
     rows = benchmark(seeds, kind, size, winners, store)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    table = f"{measured(seeds, kind, size)}\n\n{markdown(figures)}"
-    (output / "table.md").write_text(table, encoding="utf-8")
+    page = f"{measured(seeds, kind, size)}\n\n{markdown(figures)}"
+    (output / "table.md").write_text(page, encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
     lines = missed(rows)
     for line in lines:
