@@ -22,14 +22,15 @@ import torch.nn.functional as F
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
-from .measures import draw, quality, word_maps
+from .measures import LEAK_TIMESTEPS, draw, quality
 from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
-from .miniature import MiniSDRuntime, judges
+from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
 from .quality import published_winners
 from .subjects import Subject, prompts
 
 # isort: split
+from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
 from sefi_ide.sefi_core.comfyui.text import class_word_embedding
 from sefi_ide.sefi_core.heatmap import heat_picture
 from sefi_ide.sefi_core.identity import Identity
@@ -56,7 +57,12 @@ def attention_figure(mini: MiniSDRuntime) -> None:
     }
     for title, learned in ways.items():
         picture = draw(mini, learned, [WISH], [SEED], KIND)
-        heat = word_maps(mini, learned, picture, WISH, KIND, SEED).mean(dim=(0, 1))
+        latent = {"samples": mini.vae.encode(picture)}
+        prompt = wishes.caption_of(WISH, learned.word, KIND)
+        heat = sum(
+            attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, SEED)[0]
+            for t in LEAK_TIMESTEPS
+        )
         columns[title] = [picture[0], heat_picture(heat / heat.max(), picture[0], "")[:128]]
     save_panels(columns, OUTPUT / "attention.png")
 

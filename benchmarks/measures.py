@@ -8,9 +8,7 @@ import comfy.sample
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
-from sefi_ide.sefi_core.comfyui.base_model import LEVELS
-from sefi_ide.sefi_core.heatmap import resized
+from sefi_ide.sefi_core.comfyui.attention_map import layer_maps
 
 from .methods import Learned
 from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
@@ -19,8 +17,6 @@ LEAK_TIMESTEPS = (200, 400, 600)
 LEAK_PICTURES = 4
 LEAK_SEED = 60_000
 BOOTSTRAPS = 10_000
-LATENT_CELL = 8
-"""Pixels of the side of a latent's cell."""
 BATCH = 16
 
 
@@ -89,60 +85,33 @@ def quality(
 @torch.no_grad()
 def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> float:
     """Share of the word's attention that falls outside the head, in renders of the person."""
-    shots, heads = _shots_with_heads(look, seed)
+    shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
+    heads = [render.render(shot).regions[0]["head"].copy() for shot in shots]
+    heads = torch.stack([torch.from_numpy(head).float() / 255 for head in heads])
+    latent = {"samples": mini.vae.encode(wishes.pictures_of(shots))}
+    prompt = wishes.caption_of({}, learned.word, look.kind)
     shares = [
-        _outside(maps, heads)
-        for maps in word_maps(mini, learned, wishes.pictures_of(shots), {}, look.kind, seed)
+        outside(
+            layer_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, seed), heads
+        )
+        for t in LEAK_TIMESTEPS
     ]
     return torch.stack(shares).mean().item()
 
 
-def leak_of_grid(look: world.Look, seed: int) -> dict[str, float]:
-    """Leak of two drawn maps at the resolution of the attention, for comparison.
+def outside(layers: Sequence[torch.Tensor], heads: torch.Tensor) -> torch.Tensor:
+    """Share (B,) of the attention that is on cells that show nothing of the head.
 
-    "inner cells" is even over the cells that lie in the head entirely and nothing elsewhere;
-    "head" is the head itself. As in :func:`leak`, both levels of the U-Net are added up.
+    ``layers`` are maps (B, h, w), each at the size of its layer: at any other the outline would
+    depend on how they were resized. All layers count by what they attend. ``heads`` (B, H, W) is 1
+    on the head.
     """
-    _, heads = _shots_with_heads(look, seed)
-    covered = [
-        F.adaptive_avg_pool2d(heads[:, None], heads.shape[-1] // LATENT_CELL // level)[:, 0]
-        for level in LEVELS
-    ]
-    drawn = {"inner cells": [(part > 0.99).float() for part in covered], "head": covered}
-    return {
-        name: _outside(sum(resized(part, heads.shape[1:]) for part in maps), heads).mean().item()
-        for name, maps in drawn.items()
-    }
-
-
-def _shots_with_heads(look: world.Look, seed: int) -> tuple[list[world.Shot], torch.Tensor]:
-    shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
-    heads = [render.render(shot).regions[0]["head"].copy() for shot in shots]
-    return shots, torch.stack([torch.from_numpy(head).float() / 255 for head in heads])
-
-
-def _outside(maps: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    return 1 - (maps * heads).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
-
-
-@torch.no_grad()
-def word_maps(
-    mini: MiniSDRuntime,
-    learned: Learned,
-    pictures: torch.Tensor,
-    wish: wishes.Wish,
-    kind: str,
-    seed: int,
-) -> torch.Tensor:
-    """Where the learned word looks in pictures (B, 128, 128, 3): (timesteps, B, 128, 128)."""
-    latent = {"samples": mini.vae.encode(pictures)}
-    prompt = wishes.caption_of(wish, learned.word, kind)
-    return torch.stack(
-        [
-            attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, seed)
-            for t in LEAK_TIMESTEPS
-        ]
-    )
+    inside = total = 0.0
+    for maps in layers:
+        shown = F.adaptive_max_pool2d(heads[:, None], maps.shape[1:])[:, 0] > 0
+        inside = inside + (maps * shown).mean(dim=(1, 2))
+        total = total + maps.mean(dim=(1, 2))
+    return 1 - inside / total
 
 
 def interval(values: Sequence[float], seed: int = 0) -> list[float]:

@@ -27,10 +27,10 @@ import numpy as np
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .jobs import Figures, Job, run_all
-from .measures import LEAK_SEED, interval, leak_of_grid
+from .measures import interval
 from .methods import LORA, METHODS, TITLES
 from .plots import plot_id_prompt
-from .subjects import VALIDATION_SEED, Subject
+from .subjects import VALIDATION_SEED
 
 logger = logging.getLogger(__name__)
 
@@ -210,19 +210,11 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(seeds: Sequence[int], kind: str, size: Size) -> str:
-    """How much was measured, and what its Leak is to be compared with, in words."""
-    grids = [
-        leak_of_grid(Subject(seed, number, kind).look, LEAK_SEED + seed)
-        for seed in seeds
-        for number in range(size.subjects)
-    ]
-    inner, head = (np.mean([row[name] for row in grids]) for name in ("inner cells", "head"))
+def measured(seeds: Sequence[int], size: Size) -> str:
+    """How much was measured, in words."""
     return (
         f"`SEEDS` {' '.join(map(str, seeds))}: {size.subjects * len(seeds)} identities, "
-        f"{size.prompts} prompts, {size.draws} pictures of each. At the resolution of the "
-        "miniature's attention a map that is even over the cells inside the head and nothing "
-        f"elsewhere has a Leak of {inner:.3f}, the head itself one of {head:.3f}."
+        f"{size.prompts} prompts, {size.draws} pictures of each."
     )
 
 
@@ -267,7 +259,7 @@ def main() -> int:
     rows = benchmark(seeds, kind, size, winners, store)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    page = f"{measured(seeds, kind, size)}\n\n{markdown(figures)}"
+    page = f"{measured(seeds, size)}\n\n{markdown(figures)}"
     (output / "table.md").write_text(page, encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
     lines = missed(rows)

@@ -35,11 +35,32 @@ def attention_maps(
 ) -> Tensor:
     """Maps (words * latents, height, width) of how much each place looks at each word.
 
-    The latents are noised to ``timestep`` (0 to 999) with noise of ``seed``, and denoised by one
-    step. A word's map is the probability of its tokens, added up, averaged over the heads of the
-    layers at half and a quarter of the latent's side; it has the size of the latent's picture and
-    its maximum is 1. All maps of the first word come first. Raises :class:`SeFiError` if a word is
-    not in the prompt, or the model or the latent cannot be used.
+    A word's map is that of :func:`layer_maps`, added up over the layers; it has the size of the
+    latent's picture and its maximum is 1. Raises as they do.
+    """
+    layers = layer_maps(model, clip, latent, prompt, words, timestep, seed)
+    scale = model.get_model_object("latent_format").spacial_downscale_ratio
+    size = tuple(scale * side for side in latent["samples"].shape[-2:])
+    maps = sum(resized(layer, size) for layer in layers)
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def layer_maps(
+    model: ModelPatcher,
+    clip: CLIP,
+    latent: dict[str, Any],
+    prompt: str,
+    words: list[str],
+    timestep: int,
+    seed: int,
+) -> list[Tensor]:
+    """Maps (words * latents, height, width) of the words in each layer, at the layer's own size.
+
+    The layers are those at half and a quarter of the latent's side. The latents are noised to
+    ``timestep`` (0 to 999) with noise of ``seed``, and denoised by one step. A word's map is the
+    probability of its tokens, added up, averaged over the heads. All maps of the first word come
+    first. Raises :class:`SeFiError` if a word is not in the prompt, or the model or the latent
+    cannot be used.
     """
     tokens = clip.tokenize(prompt)
     columns = {word: _columns(clip, tokens, word) for word in words}
@@ -62,13 +83,16 @@ def attention_maps(
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
     noise = comfy.sample.prepare_noise(samples, seed)
     guider.sample(noise, samples, OneStep(timestep), sigmas, seed=seed)
-    scale = model.get_model_object("latent_format").spacial_downscale_ratio
-    maps = recorder.maps(tuple(scale * side for side in samples.shape[2:]))
-    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    if not recorder.maps:
+        raise SeFiError(
+            "model has no cross-attention at half or a quarter of the latent's size: use a "
+            "Stable Diffusion 1.x, 2.x or SDXL model"
+        )
+    return recorder.maps
 
 
 class Recorder:
-    """Adds up the attention of the layers at :data:`LEVELS`.
+    """Keeps the attention of the layers at :data:`LEVELS`.
 
     ``columns`` maps a word to its tokens of the context; ``shape`` is that of the latents.
     """
@@ -76,10 +100,11 @@ class Recorder:
     def __init__(self, columns: dict[str, list[int]], shape: torch.Size) -> None:
         self.columns = columns
         self.shape = shape
-        self.recorded: list[Tensor] = []
+        self.maps: list[Tensor] = []
+        """Those of each layer so far, (words * latents, height, width)."""
 
     def record(self, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
-        """Keep the maps of a layer (words, latents, height, width), if it is at one of the levels.
+        """Keep the maps of a layer, if it is at one of the levels.
 
         ``q`` (rows, pixels, channels) and ``k`` (rows, tokens, channels) are the layer's.
         """
@@ -90,16 +115,7 @@ class Recorder:
         # More rows than latents are the same prompt again, as the negative.
         attention = attention[: self.shape[0]].unflatten(1, (height, width))
         maps = [attention[..., columns].sum(-1) for columns in self.columns.values()]
-        self.recorded.append(torch.stack(maps).float().cpu())
-
-    def maps(self, size: tuple[int, int]) -> Tensor:
-        """The layers' maps added up, (words * latents, height, width), at ``size``."""
-        if not self.recorded:
-            raise SeFiError(
-                "model has no cross-attention at half or a quarter of the latent's size: use a "
-                "Stable Diffusion 1.x, 2.x or SDXL model"
-            )
-        return sum(resized(maps.flatten(0, 1), size) for maps in self.recorded)
+        self.maps.append(torch.stack(maps).flatten(0, 1).float().cpu())
 
 
 class OneStep(comfy.samplers.Sampler):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
+from sefi_ide.sefi_core.comfyui import attention_map
 from sefi_ide.sefi_core.comfyui.attention_map import Recorder, attention_maps
 from sefi_ide.sefi_core.comfyui.prompt_words import word_columns
 from sefi_ide.sefi_core.comfyui.text import class_word_embedding
@@ -105,7 +106,8 @@ def test_a_word_looks_where_its_key_points():
     q[:, :, :2, [0, 2]] = q[:, :, 2:, [1, 3]] = 20.0
     options = {"n_heads": 2, "activations_shape": [1, 4, 4, 4]}
     recorder.record(q.reshape(1, 16, 4), k, options)
-    left, right, both = recorder.maps((4, 4))
+    (maps,) = recorder.maps
+    left, right, both = maps
     torch.testing.assert_close(left, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(4, 4))
     torch.testing.assert_close(right, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4))
     torch.testing.assert_close(both, torch.ones(4, 4))
@@ -119,8 +121,14 @@ def test_levels_that_are_not_used():
             torch.zeros(1, 7, 4),
             {"n_heads": 2, "activations_shape": [1, 4, side, side]},
         )
+    assert recorder.maps == []
+
+
+def test_a_model_without_those_levels(world, monkeypatch):
+    model, clip, latent = world
+    monkeypatch.setattr(attention_map, "LEVELS", (64,))
     with pytest.raises(SeFiError, match="no cross-attention at half or a quarter"):
-        recorder.maps((128, 128))
+        attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED)
 
 
 @pytest.mark.parametrize("timestep", [0, 400, 999])

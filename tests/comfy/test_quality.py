@@ -170,9 +170,17 @@ def test_the_defaults_of_an_ablation_are_measured_once():
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 
 
-def test_a_map_within_the_head_leaks_less_than_the_head_itself():
-    drawn = measures.leak_of_grid(subjects.Subject(1, 0).look, measures.LEAK_SEED)
-    assert 0 < drawn["inner cells"] < drawn["head"] < 1
+def test_leak_does_not_depend_on_the_resolution_of_the_attention():
+    """One cell that shows the head, and one that does not, with three quarters on the first."""
+    head = torch.zeros(1, 128, 128)
+    head[:, 40:60, 40:60] = 1.0
+    layers = [torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)]
+    for layer, cell in zip(layers, (2, 1), strict=True):
+        layer[:, cell, cell], layer[:, -1, -1] = 3.0, 1.0
+    torch.testing.assert_close(measures.outside(layers, head), torch.tensor([0.25]))
+    for layer in layers:
+        layer[:, -1, -1] = 0.0
+        assert measures.outside([layer], head) == 0.0
 
 
 def test_the_subjects_that_chose_the_settings_are_refused(monkeypatch):

@@ -1,8 +1,9 @@
 """Train ComfyUI's U-Net on the miniature world's latents and text states.
 
-Beside the noise loss there is one on where words look: the share of a word's cross-attention
-that falls outside its own region of the picture. Stable Diffusion's words look at their own
-region by themselves; a U-Net of this size, trained for an hour, does not.
+Beside the noise loss there is one on where words look: how far a word's cross-attention is from
+an even map of its own region of the picture. Stable Diffusion's words cover their own region by
+themselves; a U-Net of this size, trained for an hour, does not. (Only asking that little falls
+outside is not enough: each word then looks at one single cell, whatever its key.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from dataset import ROLES, Dataset
 from torch import nn
 
-LOCALITY_WEIGHT = 0.1
+LOCALITY_WEIGHT = 0.02
 SNR_CAP = 5.0  # min-SNR weighting
 CAPTION_DROPOUT = 0.1
 # A head is a sixth of the picture, and shows what a name, an expression and closed eyes say.
@@ -71,8 +72,10 @@ def word_regions(
     return out
 
 
-def outside_share(maps: list[torch.Tensor], regions: torch.Tensor, finest: int) -> torch.Tensor:
-    """Share of each word's attention outside its region, averaged over layers and words."""
+def distance_from_regions(
+    maps: list[torch.Tensor], regions: torch.Tensor, finest: int
+) -> torch.Tensor:
+    """Kullback-Leibler divergence of each word's map from its region's, over layers and words."""
     has_region = ~regions[..., 0, 0].isnan() & (regions.nan_to_num().sum(dim=(-1, -2)) > 0)
     total, count = regions.new_zeros(()), 0
     for attention in maps:
@@ -80,8 +83,11 @@ def outside_share(maps: list[torch.Tensor], regions: torch.Tensor, finest: int) 
         if side > finest or side < 4:
             continue
         region = F.adaptive_avg_pool2d(regions.nan_to_num(), side).flatten(2).transpose(1, 2)
-        inside = (attention * region).sum(dim=1) / attention.sum(dim=1).clamp(min=1e-6)
-        total, count = total + (1 - inside)[has_region].mean(), count + 1
+        region = region / region.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        logs = region.clamp(min=1e-6).log() - attention.clamp(min=1e-6).log()
+        distance = (region * logs).sum(dim=1)
+        total, count = total + distance[has_region].mean(), count + 1
     return total / max(count, 1)
 
 
@@ -128,6 +134,6 @@ class UNetTask:
         errors = (area * (predicted - noise.to(device)).square()).mean(dim=(1, 2, 3))
         maps = self.recorder.take()
         finest = latents.shape[-1] // 2
-        return (weight * errors).mean() + LOCALITY_WEIGHT * outside_share(
+        return (weight * errors).mean() + LOCALITY_WEIGHT * distance_from_regions(
             maps, regions.to(device), finest
         )
