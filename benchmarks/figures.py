@@ -57,12 +57,13 @@ def attention_figure(mini: MiniSDRuntime) -> None:
     }
     for title, learned in ways.items():
         picture = draw(mini, learned, [WISH], [SEED], KIND)
-        latent = {"samples": mini.vae.encode(picture)}
         prompt = wishes.caption_of(WISH, learned.word, KIND)
-        heat = sum(
-            attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, SEED)[0]
-            for t in LEAK_TIMESTEPS
-        )
+        with torch.no_grad():
+            latent = {"samples": mini.vae.encode(picture)}
+            heat = sum(
+                attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, SEED)
+                for t in LEAK_TIMESTEPS
+            )[0]
         columns[title] = [picture[0], heat_picture(heat / heat.max(), picture[0], "")[:128]]
     save_panels(columns, OUTPUT / "attention.png")
 
