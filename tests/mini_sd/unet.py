@@ -85,8 +85,8 @@ def distance_from_regions(
         region = F.adaptive_avg_pool2d(regions.nan_to_num(), side).flatten(2).transpose(1, 2)
         region = region / region.sum(dim=1, keepdim=True).clamp(min=1e-6)
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-9)
-        logs = region.clamp(min=1e-6).log() - attention.clamp(min=1e-6).log()
-        distance = (region * logs).sum(dim=1)
+        logs = attention.clamp(min=1e-6).log()
+        distance = F.kl_div(logs, region, reduction="none").sum(dim=1)
         total, count = total + distance[has_region].mean(), count + 1
     return total / max(count, 1)
 
