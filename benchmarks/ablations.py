@@ -21,7 +21,7 @@ import numpy as np
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .jobs import Figures, Job, run_all
-from .measures import interval
+from .measures import interval, interval_text
 from .methods import INITIAL
 from .subjects import VALIDATION_SEED
 
@@ -42,6 +42,10 @@ def _values(name: str, *values: Any) -> Variants:
 
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
+    "lambda at twice the learning rate": {
+        str(value): {"attention_weight": value, "learning_rate": 1e-2}
+        for value in (0.0, 3e-3, 1e-2)
+    },
     "attention layers": {
         "half of the latent's side": {"levels": [2]},
         "a quarter": {"levels": [4]},
@@ -59,6 +63,7 @@ TABLES: dict[str, Variants] = {
         },
     },
     "captions": {"none": {"captions": ()}, "the model's own guess": {}},
+    "learning rate": _values("learning_rate", 2.5e-3, 5e-3, 1e-2),
     "steps": _values("steps", 150, 300, 600),
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
@@ -87,6 +92,12 @@ def jobs_of(variant: dict[str, Any]) -> list[Job]:
     ]  # fmt: skip
 
 
+def means(variant: dict[str, Any], done: Mapping[str, Figures]) -> Figures:
+    """Means over the subjects of the figures of one value of a setting."""
+    rows = [done[job.key] for job in jobs_of(variant)]
+    return {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
+
+
 def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[str]:
     """The lines of one table; ``done`` has the figures of all jobs, those of the defaults too."""
     lines = [
@@ -97,11 +108,11 @@ def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[st
     defaults = [done[job.key]["id_p"] for job in jobs_of({})]
     for value, variant in variants.items():
         rows = [done[job.key] for job in jobs_of(variant)]
-        means = {figure: np.mean([row[figure] for row in rows]) for figure in FIGURES}
-        cells = [f"{means[f]:.0f}" if f == "seconds" else f"{means[f]:.3f}" for f in FIGURES]
+        mean = means(variant, done)
+        cells = [f"{mean[f]:.0f}" if f == "seconds" else f"{mean[f]:.3f}" for f in FIGURES]
         behind = [ours - row["id_p"] for ours, row in zip(defaults, rows, strict=True)]
         same = jobs_of(variant) == jobs_of({})
-        cells.append("" if same else "{:.3f} [{:.3f}, {:.3f}]".format(*interval(behind)))
+        cells.append("" if same else interval_text(interval(behind)))
         lines.append(f"| {value} | " + " | ".join(cells) + " |")
     return lines
 
@@ -116,10 +127,7 @@ def main() -> int:
     done = run_all(jobs, OUTPUT / "rows.jsonl")
     lines = [line for name, part in tables.items() for line in table(name, part, done)]
     figures = {
-        name: {
-            value: round(float(np.mean([done[job.key]["id_p"] for job in jobs_of(variant)])), 4)
-            for value, variant in variants.items()
-        }
+        name: {value: round(means(variant, done)["id_p"], 4) for value, variant in variants.items()}
         for name, variants in tables.items()
     }
     (OUTPUT / "tables.md").write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")

@@ -60,10 +60,8 @@ def attention_figure(mini: MiniSDRuntime) -> None:
         prompt = wishes.caption_of(WISH, learned.word, KIND)
         with torch.no_grad():
             latent = {"samples": mini.vae.encode(picture)}
-            heat = sum(
-                attention_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, SEED)
-                for t in LEAK_TIMESTEPS
-            )[0]
+            asked = (learned.model, learned.clip, latent, prompt, [learned.word])
+            heat = sum(attention_maps(*asked, t, SEED).together() for t in LEAK_TIMESTEPS)[0]
         columns[title] = [picture[0], heat_picture(heat / heat.max(), picture[0], "")[:128]]
     save_panels(columns, OUTPUT / "attention.png")
 

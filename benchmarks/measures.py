@@ -8,7 +8,7 @@ import comfy.sample
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sefi_ide.sefi_core.comfyui.attention_map import layer_maps
+from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
 
 from .methods import Learned
 from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
@@ -90,12 +90,12 @@ def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> 
     heads = torch.stack([torch.from_numpy(head).float() / 255 for head in heads])
     latent = {"samples": mini.vae.encode(wishes.pictures_of(shots))}
     prompt = wishes.caption_of({}, learned.word, look.kind)
-    shares = [
-        outside(
-            layer_maps(learned.model, learned.clip, latent, prompt, [learned.word], t, seed), heads
+    shares = []
+    for timestep in LEAK_TIMESTEPS:
+        maps = attention_maps(
+            learned.model, learned.clip, latent, prompt, [learned.word], timestep, seed
         )
-        for t in LEAK_TIMESTEPS
-    ]
+        shares.append(outside(maps.layers, heads))
     return torch.stack(shares).mean().item()
 
 
@@ -120,3 +120,8 @@ def interval(values: Sequence[float], seed: int = 0) -> list[float]:
     drawn = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAPS, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
     return [float(values.mean()), float(low), float(high)]
+
+
+def interval_text(mean_low_high: Sequence[float]) -> str:
+    """What :func:`interval` gives, as the tables show it."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*mean_low_high)

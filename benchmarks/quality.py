@@ -27,7 +27,7 @@ import numpy as np
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .jobs import Figures, Job, run_all
-from .measures import interval
+from .measures import interval, interval_text
 from .methods import LORA, METHODS, TITLES
 from .plots import plot_id_prompt
 from .subjects import VALIDATION_SEED
@@ -202,7 +202,7 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     ]
     for name, row in figures.items():
         cells = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(*row[figure]) if figure in row else ""
+            interval_text(row[figure]) if figure in row else ""
             for figure in ("id", "prompt", "id_p", "behind", "r", "leak")
         ]
         cells += [f"{row['seconds'][0]:.0f}", f"{row['bytes'][0] / 1000:.0f}"]

@@ -102,7 +102,8 @@ class SeFiAttentionMap(io.ComfyNode):
             chosen = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
             if not chosen:
                 raise SeFiError("words is empty: name at least one word of the prompt")
-            maps = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
+            found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
+        maps = found.together()
         latents = len(maps) // len(chosen)
         if image is not None:
             maps = resized(maps, tuple(image.shape[1:3])).clamp(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.sample
@@ -24,6 +25,21 @@ PATCH = "attn2"
 Tensor = torch.Tensor
 
 
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Where words look, as :func:`attention_maps` found it."""
+
+    layers: list[Tensor]
+    """Of each layer the maps (words * latents, height, width), at the layer's own size."""
+    size: tuple[int, int]
+    """Height and width in pixels of the latents' pictures."""
+
+    def together(self) -> Tensor:
+        """Maps (words * latents, height, width) at ``size``: the layers' sum, at most 1."""
+        maps = sum(resized(layer, self.size) for layer in self.layers)
+        return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
 def attention_maps(
     model: ModelPatcher,
     clip: CLIP,
@@ -32,29 +48,8 @@ def attention_maps(
     words: list[str],
     timestep: int,
     seed: int,
-) -> Tensor:
-    """Maps (words * latents, height, width) of how much each place looks at each word.
-
-    A word's map is that of :func:`layer_maps`, added up over the layers; it has the size of the
-    latent's picture and its maximum is 1. Raises as they do.
-    """
-    layers = layer_maps(model, clip, latent, prompt, words, timestep, seed)
-    scale = model.get_model_object("latent_format").spacial_downscale_ratio
-    size = tuple(scale * side for side in latent["samples"].shape[-2:])
-    maps = sum(resized(layer, size) for layer in layers)
-    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def layer_maps(
-    model: ModelPatcher,
-    clip: CLIP,
-    latent: dict[str, Any],
-    prompt: str,
-    words: list[str],
-    timestep: int,
-    seed: int,
-) -> list[Tensor]:
-    """Maps (words * latents, height, width) of the words in each layer, at the layer's own size.
+) -> AttentionMaps:
+    """How much each place of the latents' pictures looks at each word of the prompt.
 
     The layers are those at half and a quarter of the latent's side. The latents are noised to
     ``timestep`` (0 to 999) with noise of ``seed``, and denoised by one step. A word's map is the
@@ -88,7 +83,9 @@ def layer_maps(
             "model has no cross-attention at half or a quarter of the latent's size: use a "
             "Stable Diffusion 1.x, 2.x or SDXL model"
         )
-    return recorder.maps
+    scale = model.get_model_object("latent_format").spacial_downscale_ratio
+    height, width = samples.shape[-2:]
+    return AttentionMaps(recorder.maps, (scale * height, scale * width))
 
 
 class Recorder:

@@ -134,7 +134,8 @@ def test_a_model_without_those_levels(world, monkeypatch):
 @pytest.mark.parametrize("timestep", [0, 400, 999])
 def test_plain_words_equal_an_independent_computation(world, timestep):
     model, clip, latent = world
-    maps = attention_maps(model, clip, latent, PROMPT, ["hair", "red hair"], timestep, SEED)
+    found = attention_maps(model, clip, latent, PROMPT, ["hair", "red hair"], timestep, SEED)
+    maps = found.together()
     assert maps.shape == (2, 128, 128)
     prompt = Fixed(clip.encode_from_tokens(clip.tokenize(PROMPT)))
     for one, columns in zip(maps, ([5], [4, 5]), strict=True):
@@ -153,7 +154,7 @@ def test_a_placeholder_is_seen_with_the_keys_of_its_stage(world):
     person = Person("person", identity.keys["l"], identity.values["l"])
     found = {}
     for timestep in (100, 700):
-        maps = attention_maps(*applied, latent, text, ["<anna>"], timestep, SEED)
+        maps = attention_maps(*applied, latent, text, ["<anna>"], timestep, SEED).together()
         expected = expected_map(
             model,
             Prompt(clip, text, {"anna": person}),
@@ -164,7 +165,8 @@ def test_a_placeholder_is_seen_with_the_keys_of_its_stage(world):
         )
         torch.testing.assert_close(maps[0], expected, atol=2e-4, rtol=1e-3)
         found[timestep] = maps[0]
-    plain = attention_maps(model, clip, latent, "a photo of person, smiling", ["person"], 700, SEED)
+    text = "a photo of person, smiling"
+    plain = attention_maps(model, clip, latent, text, ["person"], 700, SEED).together()
     assert (plain[0] - found[700]).abs().max() > 0.01
 
 
@@ -192,12 +194,12 @@ def test_other_patches_of_the_model_stay_in_force(world):
     ]
     patched.set_model_attn2_replace(patch("layer", 0.0), *blocks[0], 0)
     patched.set_model_attn2_replace(patch("block", 0.5), *blocks[1])
-    maps = attention_maps(patched, clip, latent, PROMPT, ["hair"], 400, SEED)
+    maps = attention_maps(patched, clip, latent, PROMPT, ["hair"], 400, SEED).together()
     assert sorted(calls) == ["block", "layer"]
     prompt = Fixed(clip.encode_from_tokens(clip.tokenize(PROMPT)))
     expected = expected_map(patched, prompt, latent["samples"], 400, [5], heads_of(model))
     torch.testing.assert_close(maps[0], expected, atol=2e-4, rtol=1e-3)
-    unpatched = attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED)
+    unpatched = attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED).together()
     assert (maps - unpatched).abs().max() > 0.01
 
 
@@ -210,9 +212,9 @@ def test_the_models_are_left_alone(world):
     options = copy.deepcopy(applied.model_options["transformer_options"].get("patches_replace"))
     before = latent["samples"].clone()
     arguments = (applied, applied_clip, latent, "<anna>", ["<anna>"], 400, SEED)
-    first = attention_maps(*arguments)
-    assert torch.equal(first, attention_maps(*arguments))
-    assert not torch.equal(first, attention_maps(*arguments[:-1], SEED + 1))
+    first = attention_maps(*arguments).together()
+    assert torch.equal(first, attention_maps(*arguments).together())
+    assert not torch.equal(first, attention_maps(*arguments[:-1], SEED + 1).together())
     assert torch.equal(latent["samples"], before)
     after = applied.model_options["transformer_options"]
     assert after.get("patches_replace") == options and "sefi_identity_run" not in after
@@ -222,10 +224,12 @@ def test_several_latents(world):
     model, clip, latent = world
     other = {"samples": latent["samples"].flip(-1) * 0.5}
     both = {"samples": torch.cat([latent["samples"], other["samples"]])}
-    maps = attention_maps(model, clip, both, PROMPT, ["red", "hair"], 400, SEED)
+    found = attention_maps(model, clip, both, PROMPT, ["red", "hair"], 400, SEED)
+    maps = found.together()
     assert maps.shape == (4, 128, 128)
+    assert {tuple(layer.shape) for layer in found.layers} == {(4, 8, 8), (4, 4, 4)}
     # The noise of a batch begins with the noise of its first latent.
-    alone = attention_maps(model, clip, latent, PROMPT, ["red", "hair"], 400, SEED)
+    alone = attention_maps(model, clip, latent, PROMPT, ["red", "hair"], 400, SEED).together()
     torch.testing.assert_close(maps[0::2], alone, atol=1e-4, rtol=1e-3)
     assert (maps[1] - maps[0]).abs().max() > 0.01
 
