@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
+CLOSE, CLOSE_SUBJECTS = ("captions", "mirrored photos", "schedule"), 16
+"""Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
 Variants = dict[str, dict[str, Any]]
@@ -77,7 +79,12 @@ TABLES: dict[str, Variants] = {
 _DEFAULTS = {**vars(TrainingSettings()), "initial": INITIAL[0], "levels": list(LEVELS)}
 
 
-def jobs_of(variant: dict[str, Any]) -> list[Job]:
+def subjects_of(name: str) -> int:
+    """How many subjects a table has."""
+    return CLOSE_SUBJECTS if name in CLOSE else SUBJECTS
+
+
+def jobs_of(variant: dict[str, Any], subjects: int = SUBJECTS) -> list[Job]:
     """The jobs of one value of a setting; those of a default are the jobs of ``{}``.
 
     ``photos`` is no setting but the number of photos.
@@ -88,31 +95,33 @@ def jobs_of(variant: dict[str, Any]) -> list[Job]:
         Job(
             "sefi", VALIDATION_SEED, number, PROMPTS, DRAWS, photos=photos, overrides=settings
         )
-        for number in range(SUBJECTS)
+        for number in range(subjects)
     ]  # fmt: skip
 
 
-def means(variant: dict[str, Any], done: Mapping[str, Figures]) -> Figures:
-    """Means over the subjects of the figures of one value of a setting."""
-    rows = [done[job.key] for job in jobs_of(variant)]
+def means(rows: Sequence[Figures]) -> Figures:
+    """Means of the figures over the subjects."""
     return {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
 
 
 def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[str]:
     """The lines of one table; ``done`` has the figures of all jobs, those of the defaults too."""
+    subjects = subjects_of(name)
     lines = [
         f"\n### {name}\n",
+        f"{subjects} identities.\n",
         f"| {name} | " + " | ".join(FIGURES) + " | below the defaults |",
         "|---" * (2 + len(FIGURES)) + "|",
     ]
-    defaults = [done[job.key]["id_p"] for job in jobs_of({})]
+    defaults = jobs_of({}, subjects)
     for value, variant in variants.items():
-        rows = [done[job.key] for job in jobs_of(variant)]
-        mean = means(variant, done)
+        jobs = jobs_of(variant, subjects)
+        rows = [done[job.key] for job in jobs]
+        mean = means(rows)
         cells = [f"{mean[f]:.0f}" if f == "seconds" else f"{mean[f]:.3f}" for f in FIGURES]
-        behind = [ours - row["id_p"] for ours, row in zip(defaults, rows, strict=True)]
-        same = jobs_of(variant) == jobs_of({})
-        cells.append("" if same else interval_text(interval(behind)))
+        pairs = zip(defaults, rows, strict=True)
+        behind = [done[ours.key]["id_p"] - row["id_p"] for ours, row in pairs]
+        cells.append("" if jobs == defaults else interval_text(interval(behind)))
         lines.append(f"| {value} | " + " | ".join(cells) + " |")
     return lines
 
@@ -122,13 +131,20 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     only = os.environ.get("ONLY")
     tables = {name: TABLES[name] for name in (only.split(",") if only else TABLES)}
-    jobs = jobs_of({})
-    jobs += [job for part in tables.values() for v in part.values() for job in jobs_of(v)]
-    done = run_all(jobs, OUTPUT / "rows.jsonl")
+    jobs = {
+        name: {value: jobs_of(variant, subjects_of(name)) for value, variant in variants.items()}
+        for name, variants in tables.items()
+    }
+    wanted = [job for name in tables for job in jobs_of({}, subjects_of(name))]
+    wanted += [job for part in jobs.values() for same in part.values() for job in same]
+    done = run_all(wanted, OUTPUT / "rows.jsonl")
     lines = [line for name, part in tables.items() for line in table(name, part, done)]
     figures = {
-        name: {value: round(means(variant, done)["id_p"], 4) for value, variant in variants.items()}
-        for name, variants in tables.items()
+        name: {
+            value: round(means([done[job.key] for job in same])["id_p"], 4)
+            for value, same in part.items()
+        }
+        for name, part in jobs.items()
     }
     (OUTPUT / "tables.md").write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(figures) + "\n")

@@ -63,7 +63,7 @@ def publish_ablations() -> None:
         return
     intro = (
         "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
-        "means over six validation identities and thirty prompts. The last column is how far ID(P) "
+        "means over validation identities and thirty prompts. The last column is how far ID(P) "
         "is below that of the defaults on the same identities, with its 95 % bootstrap interval."
     )
     text = "\n\n".join(["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])

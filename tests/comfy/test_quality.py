@@ -164,9 +164,10 @@ def test_the_defaults_of_an_ablation_are_measured_once():
     done = {
         job.key: {**GOOD["sefi"], "id": 0.5, "seconds": 1.0, "id_p": base + shift}
         for variant, base in (({}, 0.5), ({"flip": False}, 0.4))
-        for job, shift in zip(ablations.jobs_of(variant), range(6), strict=True)
+        for job, shift in zip(ablations.jobs_of(variant, 16), range(16), strict=True)
     }
     lines = ablations.table("mirrored photos", tables["mirrored photos"], done)
+    assert lines[1] == "16 identities.\n"
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 
 
