@@ -130,7 +130,7 @@ def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> I
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:
     with torch.no_grad():
         pictures = torch.stack([photo.picture for photo in photos])
-        latents = mini.vae.encode(torch.cat([pictures, pictures.flip(2)]))  # mirrored, as for all
+        latents = mini.vae.encode(pictures)
         conditioning = mini.encode(f"a photo of a {class_word}")
     lora = train_lora(mini.model, latents, conditioning, seed=0, **overrides)
     seconds = time.monotonic() - started

@@ -228,12 +228,6 @@ def _advanced_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Side of the square training pictures in pixels. SD 1.x was made for 512.",
         ),
-        io.Boolean.Input(
-            "flip",
-            default=DEFAULTS.flip,
-            advanced=True,
-            tooltip="Also train on mirrored photos. Faces are not quite symmetric.",
-        ),
         io.String.Input(
             "templates",
             multiline=True,

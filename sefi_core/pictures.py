@@ -67,22 +67,19 @@ def pair_photos(
 
 
 def training_pictures(
-    photos: Iterable[Photo], resolution: int, flip: bool
+    photos: Iterable[Photo], resolution: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Square pictures (N, side, side, 3) and masks (N, 1, side, side) or None.
 
     The side is ``resolution`` in pixels, rounded down to a multiple of 64 as the U-Net's levels
-    ask. With ``flip`` every picture is followed by its mirror image.
+    ask.
     """
     side = max(64, resolution // 64 * 64)
     pictures, masks = [], []
     for square in map(_square, photos):
-        picture = _resized(square.picture.movedim(-1, 0), side)
-        mask = None if square.mask is None else _resized(square.mask[None], side)
-        for mirrored in (False, True) if flip else (False,):
-            pictures.append((picture.flip(-1) if mirrored else picture).movedim(0, -1))
-            if mask is not None:
-                masks.append(mask.flip(-1) if mirrored else mask)
+        pictures.append(_resized(square.picture.movedim(-1, 0), side).movedim(0, -1))
+        if square.mask is not None:
+            masks.append(_resized(square.mask[None], side))
     return torch.stack(pictures), torch.stack(masks) if masks else None
 
 

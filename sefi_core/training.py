@@ -49,7 +49,6 @@ class TrainingSettings:
     """Of the noise loss outside the face mask; nothing without a mask."""
     resolution: int = 512
     """Side of the square training pictures, in pixels."""
-    flip: bool = True
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     captions: tuple[str, ...] = (AUTO,)
     """What the photos show beside the identity: one for each photo, or one for all."""

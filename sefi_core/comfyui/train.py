@@ -71,7 +71,7 @@ def train_identity(
         first = plain if start is None else _going_on(start, plain)
         prompt = [expand_template(template, first.name) for template in settings.templates][0]
         captions = check_captions(settings.captions, len(photos))
-        pictures, masks = training_pictures(photos, settings.resolution, settings.flip)
+        pictures, masks = training_pictures(photos, settings.resolution)
         latents = _encode_pictures(model, vae, pictures)
         captions = _with_expressions(captions, model, clip, plain, settings, latents, masks)
         predictor = ComfyPredictor(
@@ -81,7 +81,7 @@ def train_identity(
             settings.templates,
             latents,
             masks,
-            [caption for caption in captions for _ in range(len(pictures) // len(photos))],
+            captions,
             settings.dtype,
             with_maps=settings.attention_weight > 0,
         )
@@ -218,11 +218,9 @@ def _with_expressions(
     asked = [number for number, caption in enumerate(captions) if caption == AUTO]
     if not asked:
         return captions
-    variants = len(latents) // len(captions)
-    chosen = [number * variants for number in asked]
-    faces = None if masks is None else masks[chosen]
+    faces = None if masks is None else masks[asked]
     found = expressions_in(
-        model, clip, plain, settings.templates[0], latents[chosen], faces, settings.dtype
+        model, clip, plain, settings.templates[0], latents[asked], faces, settings.dtype
     )
     for number, expression in zip(asked, found, strict=True):
         captions[number] = expression

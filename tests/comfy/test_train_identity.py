@@ -118,7 +118,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(models):
     torch.testing.assert_close(kept.keys["l"], first.keys["l"], rtol=0, atol=1e-5)
 
 
-def test_photos_as_a_list_of_sizes_with_masks_flips_and_class_words_of_several_tokens(models):
+def test_photos_as_a_list_of_sizes_with_masks_and_class_words_of_several_tokens(models):
     pairs = [photo_and_mask(80, 64), photo_and_mask(70, 150)]
     identity, losses, _ = run(
         models,
@@ -126,7 +126,6 @@ def test_photos_as_a_list_of_sizes_with_masks_flips_and_class_words_of_several_t
         [mask for _, mask in pairs],
         class_word="very old person",
         stages=3,
-        flip=True,
         batch_size=2,
         background_weight=0.2,
         parametrisation="self-attention",
