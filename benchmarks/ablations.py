@@ -31,7 +31,7 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE, CLOSE_SUBJECTS = ("captions", "learning rate", "schedule"), 16
+CLOSE, CLOSE_SUBJECTS = ("captions", "learning rate"), 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
@@ -69,7 +69,6 @@ TABLES: dict[str, Variants] = {
     "steps": _values("steps", 150, 300, 600),
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
-    "schedule": _values("schedule", "constant", "cosine"),
     "batch size": _values("batch_size", 1, 2),
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},
 }

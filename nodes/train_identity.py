@@ -12,7 +12,7 @@ from ..sefi_core.comfyui.train import train_identity
 from ..sefi_core.errors import raised_by
 from ..sefi_core.parametrisation import PARAMETRISATIONS
 from ..sefi_core.pictures import pair_photos
-from ..sefi_core.training import DTYPES, SCHEDULES, TrainingSettings
+from ..sefi_core.training import DTYPES, TrainingSettings
 from .types import CATEGORY, SEFI_IDENTITY
 
 DISPLAY_NAME = "SeFi Train Identity"
@@ -178,15 +178,7 @@ def _advanced_inputs() -> list[io.Input]:
             round=False,
             advanced=True,
             tooltip="Learning rate of AdamW, for vectors the size of Stable Diffusion 1.x's token "
-            "embeddings; scaled for others.",
-        ),
-        io.Combo.Input(
-            "schedule",
-            options=list(SCHEDULES),
-            default=DEFAULTS.schedule,
-            advanced=True,
-            tooltip="How the learning rate changes over the steps: cosine falls to 0, constant "
-            "looks more like the photo and obeys prompts a little less.",
+            "embeddings; scaled for others. It falls to 0 over the steps.",
         ),
         io.Int.Input(
             "batch_size",

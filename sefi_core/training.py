@@ -21,7 +21,6 @@ from .losses import MapPair, attention_loss, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
 from .stages import TRAINING_TIMESTEPS
 
-SCHEDULES = ("constant", "cosine")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 DEFAULT_TEMPLATES = (
     "a photo of <name>",
@@ -41,7 +40,6 @@ class TrainingSettings:
     parametrisation: str = "direct"
     learning_rate: float = 5e-3
     """Of AdamW, in the units of :data:`parametrisation.Units`."""
-    schedule: str = "cosine"
     batch_size: int = 1
     attention_weight: float = 0.003
     """The paper's lambda, at its own value."""
@@ -69,7 +67,7 @@ class TrainingSettings:
         for name in ("attention_weight", "background_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
-        choices = {"schedule": SCHEDULES, "dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
+        choices = {"dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise SeFiError(
@@ -140,11 +138,12 @@ def optimise(
 
     The same settings give the same result; the global random state is neither used nor changed.
     ``loss_scale`` keeps the gradients of half-precision models above underflow; it is halved when
-    they overflow. Raises :class:`SeFiError` when the losses are not finite. ``on_step`` may raise
-    to stop; the parameters then keep the last finished step.
+    they overflow. The learning rate falls to 0 along half a cosine. Raises :class:`SeFiError` when
+    the losses are not finite. ``on_step`` may raise to stop; the parameters then keep the last
+    finished step.
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
-    scheduler = _scheduler(optimizer, settings)
+    scheduler = _cosine_schedule(optimizer, settings.steps)
     batches = _batches(predictor.samples, settings)
     history: list[Step] = []
     for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
@@ -218,20 +217,17 @@ def _unscale(parameters: nn.Module, scale: float) -> bool:
     return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
-def _scheduler(
-    optimizer: torch.optim.Optimizer, settings: TrainingSettings
+def _cosine_schedule(
+    optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    if settings.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    """A short rise of the learning rate, then a fall to 0 along half a cosine."""
     try:
         from diffusers.optimization import get_cosine_schedule_with_warmup
     except ImportError as error:
         raise SeFiError(
-            "the schedule cosine needs the package diffusers: install it "
-            "(pip install diffusers) or set schedule to constant"
+            "training needs the package diffusers: install it (pip install diffusers)"
         ) from error
-    warmup = min(10, settings.steps // 10)
-    return get_cosine_schedule_with_warmup(optimizer, warmup, settings.steps)
+    return get_cosine_schedule_with_warmup(optimizer, min(10, steps // 10), steps)
 
 
 def smoothed(losses: Sequence[float], width: int = 25) -> list[float]:

@@ -13,6 +13,7 @@ from comfy.sd import CLIP, VAE
 
 from ..captions import AUTO, check_captions
 from ..errors import SeFiError
+from ..heatmap import resized
 from ..identity import Identity, thumbnail_of
 from ..parametrisation import Vectors, build_parametrisation
 from ..pictures import Photo, training_pictures
@@ -143,10 +144,7 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
     heat = torch.zeros(finest)
     for layer in prediction.layers:
         seen = layer.target[0].mean(dim=0).cpu()[:, columns].sum(dim=-1).unflatten(0, layer.size)
-        heat = (
-            heat
-            + torch.nn.functional.interpolate(seen[None, None], size=finest, mode="bilinear")[0, 0]
-        )
+        heat = heat + resized(seen[None], finest)[0]
     return heat / heat.max().clamp_min(1e-12)
 
 

@@ -163,10 +163,10 @@ def test_the_defaults_of_an_ablation_are_measured_once():
     assert {"attention_weight": 0.0} not in same and {"photos": 2} not in same
     done = {
         job.key: {**GOOD["sefi"], "id": 0.5, "seconds": 1.0, "id_p": base + shift}
-        for variant, base in (({}, 0.5), ({"schedule": "constant"}, 0.4))
+        for variant, base in (({}, 0.5), ({"captions": ()}, 0.4))
         for job, shift in zip(ablations.jobs_of(variant, 16), range(16), strict=True)
     }
-    lines = ablations.table("schedule", tables["schedule"], done)
+    lines = ablations.table("captions", tables["captions"], done)
     assert lines[1] == "16 identities.\n"
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 

@@ -84,7 +84,7 @@ def test_the_outputs(trained):
 
 
 def test_every_stage_of_k_and_v_was_trained(models, trained):
-    start = run(models, steps=1, learning_rate=1e-6, schedule="constant")[0]
+    start = run(models, steps=1, learning_rate=1e-6)[0]
     for part, before in ((trained[0].keys, start.keys), (trained[0].values, start.values)):
         changes = (part["l"] - before["l"]).flatten(1).norm(dim=1)
         assert (changes > 1e-3).all()
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_identity_whatever_the_global_random_state(
 
 def test_training_lowers_the_loss_and_goes_on_where_it_stopped(models):
     """The same seed draws the same noise, so losses compare step by step."""
-    arguments = {"seed": 3, "steps": 20, "schedule": "constant", "attention_weight": 0.0}
+    arguments = {"seed": 3, "steps": 20, "attention_weight": 0.0}
     arguments["learning_rate"] = 0.02
     still = run(models, **{**arguments, "learning_rate": 1e-6})[1]["loss"]
     first, losses, _ = run(models, **arguments)
