@@ -97,12 +97,17 @@ def jobs_of(variant: dict[str, Any], subjects: int = SUBJECTS) -> list[Job]:
     ]  # fmt: skip
 
 
+def jobs_of_table(name: str) -> dict[str, list[Job]]:
+    """The jobs of every value of a table."""
+    return {value: jobs_of(variant, subjects_of(name)) for value, variant in TABLES[name].items()}
+
+
 def means(rows: Sequence[Figures]) -> Figures:
     """Means of the figures over the subjects."""
     return {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
 
 
-def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[str]:
+def table(name: str, done: Mapping[str, Figures]) -> list[str]:
     """The lines of one table; ``done`` has the figures of all jobs, those of the defaults too."""
     subjects = subjects_of(name)
     lines = [
@@ -112,8 +117,7 @@ def table(name: str, variants: Variants, done: Mapping[str, Figures]) -> list[st
         "|---" * (2 + len(FIGURES)) + "|",
     ]
     defaults = jobs_of({}, subjects)
-    for value, variant in variants.items():
-        jobs = jobs_of(variant, subjects)
+    for value, jobs in jobs_of_table(name).items():
         rows = [done[job.key] for job in jobs]
         mean = means(rows)
         cells = [f"{mean[f]:.0f}" if f == "seconds" else f"{mean[f]:.3f}" for f in FIGURES]
@@ -128,15 +132,11 @@ def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     only = os.environ.get("ONLY")
-    tables = {name: TABLES[name] for name in (only.split(",") if only else TABLES)}
-    jobs = {
-        name: {value: jobs_of(variant, subjects_of(name)) for value, variant in variants.items()}
-        for name, variants in tables.items()
-    }
-    wanted = [job for name in tables for job in jobs_of({}, subjects_of(name))]
+    jobs = {name: jobs_of_table(name) for name in (only.split(",") if only else TABLES)}
+    wanted = [job for name in jobs for job in jobs_of({}, subjects_of(name))]
     wanted += [job for part in jobs.values() for same in part.values() for job in same]
     done = run_all(wanted, OUTPUT / "rows.jsonl")
-    lines = [line for name, part in tables.items() for line in table(name, part, done)]
+    lines = [line for name in jobs for line in table(name, done)]
     figures = {
         name: {
             value: round(means([done[job.key] for job in same])["id_p"], 4)

@@ -166,7 +166,7 @@ def test_the_defaults_of_an_ablation_are_measured_once():
         for variant, base in (({}, 0.5), ({"captions": ()}, 0.4))
         for job, shift in zip(ablations.jobs_of(variant, 16), range(16), strict=True)
     }
-    lines = ablations.table("captions", tables["captions"], done)
+    lines = ablations.table("captions", done)
     assert lines[1] == "16 identities.\n"
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 
