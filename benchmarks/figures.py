@@ -86,7 +86,7 @@ def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iter
 def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
     """``keys_values.png`` and its figures."""
     judge, asked = judges.load_judges(), prompts(SEED, PROMPTS)
-    overrides = {**published_winners(KIND).get("sefi", {}), "stages": STAGES}
+    overrides = {"stages": STAGES}
     rows: dict[str, list[dict[str, float]]] = {}
     columns: dict[str, list[torch.Tensor]] = {}
     for number in range(PEOPLE):

@@ -45,7 +45,8 @@ def publish_quality(kind: str) -> None:
         parts += [
             "## Sweep",
             "Every method at every learning rate and number of steps, on four validation "
-            "identities that are not in the table above; best first.",
+            "identities that are not in the table above; best first. The table above has every "
+            "method at its best here, and the pack's defaults as they are.",
             (folder / "sweep.md").read_text(encoding="utf-8").strip(),
         ]
         winners = json.loads(WINNERS.read_text(encoding="utf-8")) if WINNERS.exists() else {}

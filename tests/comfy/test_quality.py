@@ -99,6 +99,15 @@ def test_r_is_0_at_the_class_word_and_1_at_named_people():
     assert interval(r["sefi"])[0] == pytest.approx((0.45 - 0.2) / 0.4)
 
 
+def test_the_sweep_chooses_for_every_method_but_the_defaults():
+    rows = [
+        {"learning_rate": 0.02, "steps": 300, "id_p": 0.6},
+        {"learning_rate": 0.005, "steps": 300, "id_p": 0.5},
+    ]
+    winners = quality.winners_of({"textual_inversion": rows, "sefi": rows})
+    assert winners == {"textual_inversion": {"learning_rate": 0.02, "steps": 300}}
+
+
 def test_interval_holds_the_mean_and_narrows_with_more_identities():
     few, many = interval([0.0, 1.0] * 2), interval([0.0, 1.0] * 50)
     for mean, low, high in (few, many):
