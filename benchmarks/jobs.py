@@ -142,6 +142,7 @@ def code_version() -> str:
     files = [
         *(REPOSITORY / "sefi_core").rglob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
+        *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),
         *(REPOSITORY / "benchmarks" / f"{n}.py" for n in ("measures", "methods", "subjects")),
     ]
     digest = hashlib.sha256()

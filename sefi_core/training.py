@@ -111,7 +111,7 @@ class Predictor(Protocol):
     """The model as the loop sees it."""
 
     samples: int
-    """Number of training pictures, variants included."""
+    """Number of training pictures."""
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
         """Predict with these vectors, differentiably."""
@@ -139,8 +139,8 @@ def optimise(
     The same settings give the same result; the global random state is neither used nor changed.
     ``loss_scale`` keeps the gradients of half-precision models above underflow; it is halved when
     they overflow. The learning rate falls to 0 along half a cosine. Raises :class:`SeFiError` when
-    the losses are not finite. ``on_step`` may raise to stop; the parameters then keep the last
-    finished step.
+    the losses are not finite, and at once when diffusers, whose schedule it is, is missing.
+    ``on_step`` may raise to stop; the parameters then keep the last finished step.
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
     scheduler = _cosine_schedule(optimizer, settings.steps)

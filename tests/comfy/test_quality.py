@@ -1,6 +1,7 @@
 """The quality benchmark: its bars can be missed, its figures are what they say, it resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sefi_ide.benchmarks import (
     subjects,
 )
 from sefi_ide.benchmarks.measures import interval
-from sefi_ide.benchmarks.miniature import MiniSDRuntime
+from sefi_ide.benchmarks.miniature import MiniSDRuntime, render, wishes, world
 
 GOOD = {
     "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
@@ -131,6 +132,24 @@ def test_subjects_differ_from_seed_to_seed_and_from_photo_to_photo():
     first, second = subjects.Subject(1, 0).photos(2)
     assert not (first.picture == second.picture).all()
     assert 0.02 < first.mask.mean() < 0.5
+
+
+@pytest.mark.parametrize("antenna", ["one", "two", "ears"])
+def test_a_robots_mask_holds_what_it_wears_on_its_head(antenna):
+    """What the mask leaves out cannot be learned."""
+    robot = world.unseen_look(3, "robot")
+    place = list(world.ROBOT_CHOICES).index("antenna")
+
+    def drawn(choice):
+        choices = list(robot.choices)
+        choices[place] = world.ANTENNAS.index(choice)
+        look = replace(robot, choices=tuple(choices))
+        return render.render(wishes.shot_of(look, "robot", {}, 3))
+
+    with_it, without = drawn(antenna), drawn("none")
+    worn = (with_it.picture != without.picture).any(axis=-1)
+    assert worn.sum() > 20
+    assert with_it.regions[0]["head"][worn].astype(bool).mean() > 0.95
 
 
 def test_finished_jobs_are_not_done_again(tmp_path, monkeypatch):

@@ -368,11 +368,15 @@ def _draw_robot(c: Canvas, masks, actor: Actor, x, y, s, rng) -> None:
     antenna = look.choice("antenna")
     spots = {"none": (), "one": (0.0,), "two": (-0.6, 0.6), "ears": ()}[antenna]
     for k in spots:
+        tip = x + 1.2 * k * w, y - 1.45 * h, 0.13 * w, 0.13 * w
         c.line([(x + k * w, y - h), (x + 1.2 * k * w, y - 1.42 * h)], edge, 1.6)
-        c.ellipse(x + 1.2 * k * w, y - 1.45 * h, 0.13 * w, 0.13 * w, (220, 50, 40))
+        c.ellipse(*tip, (220, 50, 40))
+        masks["head"].ellipse(*tip, 255)
     if antenna == "ears":
         for side in (-1, 1):
-            c.box(x + side * 1.08 * w, y, 0.16 * w, 0.35 * h, edge, radius=2)
+            ear = x + side * 1.08 * w, y, 0.16 * w, 0.35 * h
+            c.box(*ear, edge, radius=2)
+            masks["head"].box(*ear, 255, radius=2)
     radius = {"box": 2.5, "dome": 0.95 * w, "barrel": 0.45 * w}[look.choice("head")]
     c.box(x, y, w, h, metal, radius=radius, outline=edge, width=1.6)
     gap, eye = (
