@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ HIGHEST_GROWTH = 1.10
 HIGHEST_SECOND_UNET = 0.6
 """Bytes for each parameter of the U-Net, where the smallest copy would have one."""
 
+Turn = Callable[[], list[float]]
+"""Does some steps, and says how many seconds each took."""
 Times = dict[str, list[float]]
 
 
@@ -74,7 +76,7 @@ class Plan:
     steps: int
     growth: Mapping[str, tuple[Case, ...]]
     """The cases of each curve, the smallest first."""
-    growth_rounds: int = 3
+    growth_rounds: int = 5
 
 
 def miniature_plan() -> Plan:
@@ -100,7 +102,7 @@ def full_shape_plan() -> Plan:
     return Plan(128, rounds=5, steps=4, growth={})
 
 
-def interleaved(turns: Mapping[str, Callable[[], list[float]]], rounds: int) -> Times:
+def interleaved(turns: Mapping[str, Turn], rounds: int) -> Times:
     """The median seconds of each turn in each round; a round before warms up."""
     times: Times = {name: [] for name in turns}
     for number in range(rounds + 1):
@@ -179,43 +181,42 @@ def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], l
     and none.
     """
     identity, floor = IdentityTraining(models), Floor(models)
-    curves = {}
-    for name, cases in plan.growth.items():
-        pairs = [
-            interleaved(
-                {
-                    "ours": partial(identity, case, plan.steps),
-                    "floor": partial(floor, case, plan.steps),
-                },
-                plan.growth_rounds,
-            )
+    turns = {
+        name: [
+            (partial(identity, case, plan.steps), partial(floor, case, plan.steps))
             for case in cases
         ]
-        curves[name] = _curves(pairs)
-        logger.info("growth with %s: %s", name, curves[name])
+        for name, cases in plan.growth.items()
+    }
     if plan.growth:
         people = some_identities(models, 3)
-        pairs = []
-        for count in range(len(people) + 1):
-            ours, without = (Sampling(models, people[:n], len(people)) for n in (count, 0))
-            pairs.append(
-                interleaved(
-                    {
-                        "ours": lambda one=ours: [one(plan.side, plan.steps)],
-                        "floor": lambda one=without: [one(plan.side, plan.steps)],
-                    },
-                    plan.growth_rounds,
-                )
-            )
-        curves["identities"] = _curves(pairs)
+        without = Sampling(models, [], len(people))
+        with_people = [Sampling(models, people[:n], len(people)) for n in range(len(people) + 1)]
+        turns["identities"] = [
+            tuple(lambda v=v: [v(plan.side, plan.steps)] for v in (ours, without))
+            for ours in with_people
+        ]
+    curves = {}
+    for name, pairs in turns.items():
+        curves[name] = _curve(pairs, plan.growth_rounds)
+        logger.info("growth with %s: %s", name, curves[name])
     return curves
 
 
-def _curves(pairs: list[Times]) -> tuple[list[float], list[float]]:
-    unit = median(pairs[0]["floor"])
-    floor = [median(times["floor"]) / unit for times in pairs]
+def _curve(pairs: Sequence[tuple[Turn, Turn]], rounds: int) -> tuple[list[float], list[float]]:
+    """Times of ours and of the floor in each case, over those of the first case's floor.
+
+    Every round visits all cases: a machine that is slow for a minute is slow for all of them.
+    """
+    turns = {
+        f"{name} {case}": turn
+        for case, pair in enumerate(pairs)
+        for name, turn in zip(("ours", "floor"), pair, strict=True)
+    }
+    times = interleaved(turns, rounds)
+    floor = [ratio(times, f"floor {case}", "floor 0") for case in range(len(pairs))]
     ours = [
-        value * ratio(times, "ours", "floor") for value, times in zip(floor, pairs, strict=True)
+        value * ratio(times, f"ours {case}", f"floor {case}") for case, value in enumerate(floor)
     ]
     return ours, floor
 
