@@ -190,10 +190,9 @@ def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], l
     }
     if plan.growth:
         people = some_identities(models, 3)
-        without = Sampling(models, [], len(people))
         with_people = [Sampling(models, people[:n], len(people)) for n in range(len(people) + 1)]
         turns["identities"] = [
-            tuple(lambda v=v: [v(plan.side, plan.steps)] for v in (ours, without))
+            tuple(lambda v=v: [v(plan.side, plan.steps)] for v in (ours, with_people[0]))
             for ours in with_people
         ]
     curves = {}
