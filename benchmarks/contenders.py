@@ -367,8 +367,8 @@ class Sampling:
         return encode(self.clip, self.prompt)
 
     @torch.inference_mode()
-    def __call__(self, side: int, steps: int) -> float:
-        """Seconds of a sampling of one picture with this side, without the encoding."""
+    def __call__(self, side: int, steps: int) -> list[float]:
+        """Seconds of a sampling of one picture with this side, without the encoding; one figure."""
         positive, negative = self.encode(), encode(self.clip, "")
         noise = self.latents(Case(side)).cpu()
         begin = clock()
@@ -376,7 +376,7 @@ class Sampling:
             self.model, noise, steps, 5.0, "euler", "normal", positive, negative,
             torch.zeros_like(noise), disable_pbar=True, seed=0,
         )  # fmt: skip
-        return clock() - begin
+        return [clock() - begin]
 
 
 @torch.inference_mode()

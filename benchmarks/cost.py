@@ -74,6 +74,7 @@ class Plan:
     side: int
     rounds: int
     steps: int
+    sampling_rounds: int
     growth: Mapping[str, tuple[Case, ...]]
     """The cases of each curve, the smallest first."""
     growth_rounds: int = 5
@@ -86,6 +87,7 @@ def miniature_plan() -> Plan:
         128,
         rounds=7,
         steps=12,
+        sampling_rounds=28,  # a second each, and within a few hundredths of one another
         growth={
             "picture_size": tuple(replace(case, side=side) for side in (64, 128, 192, 256)),
             "batch_size": tuple(replace(case, batch=batch) for batch in (1, 2, 4)),
@@ -98,8 +100,8 @@ def miniature_plan() -> Plan:
 def full_shape_plan() -> Plan:
     """For Stable Diffusion's true shape: small pictures on the CPU."""
     if torch.cuda.is_available():
-        return Plan(512, rounds=7, steps=12, growth={})
-    return Plan(128, rounds=5, steps=4, growth={})
+        return Plan(512, rounds=7, steps=12, sampling_rounds=7, growth={})
+    return Plan(128, rounds=5, steps=4, sampling_rounds=5, growth={})
 
 
 def interleaved(turns: Mapping[str, Turn], rounds: int) -> Times:
@@ -151,8 +153,8 @@ def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
     identities = some_identities(models, 2)
     variants = {name: Sampling(models, identities[:n], 2) for n, name in enumerate(names)}
     sampling = interleaved(
-        {name: lambda v=v: [v(plan.side, plan.steps)] for name, v in variants.items()},
-        plan.rounds,
+        {name: partial(v, plan.side, plan.steps) for name, v in variants.items()},
+        plan.sampling_rounds,
     )
     encoding = interleaved(
         {name: partial(seconds_of, v.encode, plan.steps) for name, v in variants.items()},
@@ -192,7 +194,7 @@ def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], l
         people = some_identities(models, 3)
         with_people = [Sampling(models, people[:n], len(people)) for n in range(len(people) + 1)]
         turns["identities"] = [
-            tuple(lambda v=v: [v(plan.side, plan.steps)] for v in (ours, with_people[0]))
+            tuple(partial(v, plan.side, plan.steps) for v in (ours, with_people[0]))
             for ours in with_people
         ]
     curves = {}

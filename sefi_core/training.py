@@ -127,6 +127,16 @@ class Step(NamedTuple):
     attention: float
 
 
+def check_diffusers() -> None:
+    """Raises :class:`SeFiError` when diffusers, whose schedule the loop follows, is missing."""
+    try:
+        import diffusers.optimization  # noqa: F401
+    except ImportError as error:
+        raise SeFiError(
+            "training needs the package diffusers: install it (pip install diffusers)"
+        ) from error
+
+
 def optimise(
     parameters: nn.Module,
     predictor: Predictor,
@@ -139,7 +149,7 @@ def optimise(
     The same settings give the same result; the global random state is neither used nor changed.
     ``loss_scale`` keeps the gradients of half-precision models above underflow; it is halved when
     they overflow. The learning rate falls to 0 along half a cosine. Raises :class:`SeFiError` when
-    the losses are not finite, and at once when diffusers, whose schedule it is, is missing.
+    the losses are not finite, and that of :func:`check_diffusers` at once.
     ``on_step`` may raise to stop; the parameters then keep the last finished step.
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
@@ -221,12 +231,9 @@ def _cosine_schedule(
     optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A short rise of the learning rate, then a fall to 0 along half a cosine."""
-    try:
-        from diffusers.optimization import get_cosine_schedule_with_warmup
-    except ImportError as error:
-        raise SeFiError(
-            "training needs the package diffusers: install it (pip install diffusers)"
-        ) from error
+    check_diffusers()
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+
     return get_cosine_schedule_with_warmup(optimizer, min(10, steps // 10), steps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -182,7 +183,7 @@ class ComfyPredictor:
                 rows = {encoder: tensor[stage] for encoder, tensor in vectors.items()}
                 prompts.append(substitute(self.prompts[number], {self.name: rows}))
         encoded = self._encode(prompts)
-        length = max(context.shape[1] for context in encoded)
+        length = math.lcm(*(context.shape[1] for context in encoded))
         context_k, *rest = (
             _stacked(encoded[first : first + len(stages)], length)
             for first in range(0, len(encoded), len(stages))
@@ -259,13 +260,8 @@ def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
 def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
     """Prompts (1, tokens, width) as one batch (B, length, width).
 
-    Shorter ones are repeated, as ComfyUI's ``CONDCrossAttn`` does.
+    ``length`` is a multiple of each; the prompts are repeated, as ComfyUI's ``CONDCrossAttn`` does.
     """
-    if any(length % tensor.shape[1] for tensor in tensors):
-        raise SeFiError(
-            "the prompt templates have lengths that do not fit together in one batch: shorten the "
-            "long ones to 75 tokens, or set batch_size to 1"
-        )
     if len(tensors) == 1 and tensors[0].shape[1] == length:
         return tensors[0]
     return torch.cat([tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors])

@@ -19,7 +19,7 @@ from ..parametrisation import Vectors, build_parametrisation
 from ..pictures import Photo, training_pictures
 from ..prompts import check_class_word, check_name, expand_template
 from ..report import training_report
-from ..training import Batch, Step, TrainingSettings, optimise
+from ..training import Batch, Step, TrainingSettings, check_diffusers, optimise
 from .apply import apply_identity
 from .base_model import family_of
 from .captioning import expressions_in
@@ -65,6 +65,7 @@ def train_identity(
     (side, side, 3) every ``settings.preview_every`` steps. Raises :class:`SeFiError` for input
     that cannot be trained with, before any long work.
     """
+    check_diffusers()
     # ComfyUI's samplers seed the global random state, which is not ours to change.
     random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     with torch.inference_mode(False), torch.enable_grad(), random_state:

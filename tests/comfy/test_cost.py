@@ -18,7 +18,7 @@ from sefi_ide.sefi_core.comfyui.text import encode
 SIDE = 64
 CASE = contenders.Case(SIDE)
 GROWTH = {"photos": (CASE, replace(CASE, photos=2))}
-PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=GROWTH, growth_rounds=1)
+PLAN = cost.Plan(SIDE, rounds=1, steps=2, sampling_rounds=1, growth=GROWTH, growth_rounds=1)
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,11 @@ class Denoise(comfy.samplers.Sampler):
         return self.noised
 
 
-def predictor_of(model, clip, identity, **options) -> ComfyPredictor:
+def predictor_of(model, clip, identity, *templates: str) -> ComfyPredictor:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
-    return ComfyPredictor(model, clip, identity, ["(a photo:1.2) of <name>"], latents, None)
+    templates = templates or ("(a photo:1.2) of <name>",)
+    return ComfyPredictor(model, clip, identity, templates, latents, None)
 
 
 def captured(predictor: ComfyPredictor, batch: Batch):
@@ -102,3 +103,19 @@ def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
     target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
     torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_two_and_three_chunks_fit_in_one_batch(models):
+    """Neither is a multiple of the other; a sample's output does not depend on its neighbour."""
+    model, clip, _ = models
+    word = {"l": torch.zeros(5, 1, WIDTH)}
+    templates = [f"a photo of <name> {'very ' * words}" for words in (100, 170)]
+    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word), *templates)
+    both, first, second = (
+        captured(predictor, Batch([0, 1], numbers, [5, 700], 4))[0]
+        for numbers in ([0, 1], [0, 0], [1, 1])
+    )
+    assert not torch.allclose(first.output, second.output, rtol=1e-2, atol=1e-3)
+    alone = torch.stack([first.output[0], second.output[1]])
+    torch.testing.assert_close(both.output, alone, rtol=1e-4, atol=1e-5)
+    assert {pair.target.shape[-1] for pair in both.layers} == {6 * 77}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -246,6 +248,12 @@ NAN = torch.full((1, 64, 64, 3), float("nan"))
 def test_bad_input_is_refused_before_any_work(models, changes, said):
     model, clip, _ = models
     bad((model, clip, None), said, **changes)  # without a VAE, training could not even begin
+
+
+def test_a_missing_package_is_noticed_before_any_work(models, monkeypatch):
+    model, clip, _ = models
+    monkeypatch.setitem(sys.modules, "diffusers.optimization", None)
+    bad((model, clip, None), "pip install diffusers")
 
 
 def identity_of(stages: int = 5, width: int = WIDTH, family: str = "sd1", word: str = "person"):
