@@ -100,8 +100,8 @@ def miniature_plan() -> Plan:
 def full_shape_plan() -> Plan:
     """For Stable Diffusion's true shape: small pictures on the CPU."""
     if torch.cuda.is_available():
-        return Plan(512, rounds=7, steps=12, sampling_rounds=7, growth={})
-    return Plan(128, rounds=5, steps=4, sampling_rounds=5, growth={})
+        return Plan(512, rounds=7, steps=12, sampling_rounds=15, growth={})
+    return Plan(128, rounds=5, steps=4, sampling_rounds=15, growth={})
 
 
 def interleaved(turns: Mapping[str, Turn], rounds: int) -> Times:
