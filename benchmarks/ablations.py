@@ -31,7 +31,7 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE, CLOSE_SUBJECTS = ("captions", "learning rate"), 16
+CLOSE, CLOSE_SUBJECTS = ("attention loss", "captions", "learning rate"), 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
@@ -44,6 +44,7 @@ def _values(name: str, *values: Any) -> Variants:
 
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
+    "attention loss": {"none": {"attention_weight": 0.0}, "lambda 0.003": {}},
     "lambda at twice the learning rate": {
         str(value): {"attention_weight": value, "learning_rate": 1e-2}
         for value in (0.0, 3e-3, 1e-2)

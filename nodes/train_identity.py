@@ -118,26 +118,26 @@ class SeFiTrainIdentity(io.ComfyNode):
         name, class_word = settings.pop("name"), settings.pop("class_word")
         start = settings.pop("identity", None)
         lines = settings.pop("templates").splitlines()
-        captions = tuple(line.strip() for line in settings.pop("captions").splitlines())
+        captions = tuple(line.strip() for line in settings.pop("captions").split("\n"))
         with raised_by(DISPLAY_NAME):
             chosen = TrainingSettings(
                 templates=tuple(line.strip() for line in lines if line.strip()),
                 captions=captions,
                 **settings,
             )
-            progress = TrainingProgress(chosen.steps, cls.hidden.unique_id)
-            result = train_identity(
-                model[0],
-                clip[0],
-                vae[0],
-                pair_photos(photos, masks),
-                name,
-                class_word,
-                chosen,
-                start,
-                progress.on_step,
-                progress.on_preview,
-            )
+            with TrainingProgress(chosen.steps, cls.hidden.unique_id) as progress:
+                result = train_identity(
+                    model[0],
+                    clip[0],
+                    vae[0],
+                    pair_photos(photos, masks),
+                    name,
+                    class_word,
+                    chosen,
+                    start,
+                    progress.on_step,
+                    progress.on_preview,
+                )
         report = result.report[None]
         losses = {"loss": [step.loss for step in result.history]}
         return io.NodeOutput(result.identity, losses, report, ui=ui.PreviewImage(report, cls=cls))

@@ -29,7 +29,6 @@ def expressions_in(
     template: str,
     latents: torch.Tensor,
     masks: torch.Tensor | None,
-    dtype: str = "auto",
 ) -> list[str]:
     """For each of the latents (N, C, h, w) one of ``EXPRESSIONS``, or "" where none is clear.
 
@@ -39,9 +38,7 @@ def expressions_in(
     """
     phrases = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
-    predictor = ComfyPredictor(
-        model, clip, identity, prompts, latents, masks, dtype=dtype, with_maps=False
-    )
+    predictor = ComfyPredictor(model, clip, identity, prompts, latents, masks, with_maps=False)
     found = []
     for sample in range(len(latents)):
         losses = {}

@@ -83,7 +83,7 @@ class ComfyPredictor:
         self.stages = identity.stages
         self.latents, self.masks = latents, masks
         self.with_maps = with_maps
-        self.load()  # puts the clone's object patches in force, such as another sampling type
+        self.load(1)  # puts the clone's object patches in force, such as another sampling type
         captions = captions or [""] * len(latents)
         distinct = list(dict.fromkeys(captions))
         self.captions = [distinct.index(caption) for caption in captions]
@@ -106,27 +106,31 @@ class ComfyPredictor:
         """Number of training latents."""
         return len(self.latents)
 
-    def load(self) -> None:
-        """Have ComfyUI load both models; nothing happens while they are."""
-        needed = self.model.memory_required(self.latents.shape) * _ACTIVATION_FACTOR
+    def load(self, samples: int) -> None:
+        """Have ComfyUI load both models, with room for so many samples at once."""
+        patchers = [self.model, self.clip.patcher]
+        if all(map(_is_in_dynamic_vram, patchers)):
+            return  # loading again would prepare every module again
+        shape = (samples, *self.latents.shape[1:])
+        needed = self.model.memory_required(shape) * _ACTIVATION_FACTOR
         with torch.inference_mode():  # as in any node, so that the weights stay what they were
-            comfy.model_management.load_models_gpu(
-                [self.model, self.clip.patcher], memory_required=int(needed)
-            )
+            comfy.model_management.load_models_gpu(patchers, memory_required=int(needed))
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
         """See :class:`training.Predictor`."""
-        self.load()
+        stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
+        prompts = list(map(self._prompt_of, batch.samples, batch.templates))
+        # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
+        if self.with_maps:
+            self._encode_references(prompts)
+        context_k, context_v = self._contexts(keys, values, stages, prompts)
+        self.load(len(batch.samples))
         device = self.model.load_device
         latents = self.latents[batch.samples].to(device, torch.float32)
         generator = torch.Generator().manual_seed(batch.noise_seed)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         sigma = self.sigmas[batch.timesteps].to(device, torch.float32)
         noised = self.sampling.noise_scaling(sigma, noise, latents)
-
-        stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
-        prompts = list(map(self._prompt_of, batch.samples, batch.templates))
-        context_k, context_v = self._contexts(keys, values, stages, prompts)
         recorder = _Recorder(self, prompts, context_v.to(device, self.dtype), latents.shape)
         output = self.model.model.diffusion_model(
             self.sampling.calculate_input(sigma, noised).to(self.dtype),
@@ -159,8 +163,6 @@ class ComfyPredictor:
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
         """A layer's keys (1, tokens, channels) of a prompt with the class word, computed once."""
         if (prompt, block) not in self.reference_keys:
-            if prompt not in self.references:
-                self.references[prompt] = self._encode([self.prompts[prompt]])[0]
             with torch.no_grad():
                 context = self.references[prompt].to(self.model.load_device, self.dtype)
                 self.reference_keys[prompt, block] = self.layers[block].to_k(context)
@@ -169,6 +171,13 @@ class ComfyPredictor:
     def _prompt_of(self, sample: int, template: int) -> int:
         """The number of a sample's prompt: captions one after the other, templates in each."""
         return self.captions[sample] * self.templates + template
+
+    @torch.no_grad()
+    def _encode_references(self, prompts: Sequence[int]) -> None:
+        """Encode prompts with the class word, those that were not yet."""
+        for prompt in prompts:
+            if prompt not in self.references:
+                self.references[prompt] = self._encode([self.prompts[prompt]])[0]
 
     def _contexts(
         self, keys: Vectors, values: Vectors, stages: list[int], numbers: list[int]
@@ -251,6 +260,12 @@ class _Recorder:
             reference = attention_probabilities(q, reference_k, heads)
         self.pairs.append(MapPair(target, reference, (height, width)))
         return attend(target, v)
+
+
+def _is_in_dynamic_vram(patcher: ModelPatcher) -> bool:
+    """Whether ComfyUI has loaded it, and fetches each weight when it is used."""
+    loaded = comfy.model_management.loaded_models()
+    return patcher.is_dynamic() and any(patcher is other for other in loaded)
 
 
 def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

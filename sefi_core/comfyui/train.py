@@ -75,7 +75,8 @@ def train_identity(
         captions = check_captions(settings.captions, len(photos))
         pictures, masks = training_pictures(photos, settings.resolution)
         latents = _encode_pictures(model, vae, pictures)
-        captions = _with_expressions(captions, model, clip, plain, settings, latents, masks)
+        template = settings.templates[0]
+        captions = _with_expressions(captions, model, clip, plain, template, latents, masks)
         predictor = ComfyPredictor(
             model,
             clip,
@@ -208,7 +209,7 @@ def _with_expressions(
     model: ModelPatcher,
     clip: CLIP,
     plain: Identity,
-    settings: TrainingSettings,
+    template: str,
     latents: torch.Tensor,
     masks: torch.Tensor | None,
 ) -> list[str]:
@@ -218,9 +219,7 @@ def _with_expressions(
     if not asked:
         return captions
     faces = None if masks is None else masks[asked]
-    found = expressions_in(
-        model, clip, plain, settings.templates[0], latents[asked], faces, settings.dtype
-    )
+    found = expressions_in(model, clip, plain, template, latents[asked], faces)
     for number, expression in zip(asked, found, strict=True):
         captions[number] = expression
         said = expression or "neutral"

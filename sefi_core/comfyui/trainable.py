@@ -119,7 +119,8 @@ def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     preparations, which take longer than a small layer.
     """
     if not _is_ordinary(layer, like):
-        return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+        with torch.inference_mode():  # samplers have made ComfyUI's cast buffers in it
+            return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
     return weight.to(like.dtype), None if bias is None else bias.to(like.dtype), None
 

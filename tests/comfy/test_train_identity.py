@@ -151,6 +151,17 @@ def test_half_precision_checkpoints(tmp_path, weights):
         assert losses == pytest.approx(first[0], rel=0.1)
 
 
+def test_expressions_are_looked_for_whatever_the_training_computes_in(models):
+    identity, losses, _ = run(models, steps=1, dtype="bf16", captions="auto")
+    assert len(identity.training["captions"]) == 1 and len(losses["loss"]) == 1
+
+
+def test_an_empty_last_line_is_the_caption_of_the_last_photo(models):
+    photos = [photo_and_mask()[0]] * 2
+    identity = run(models, photos, steps=1, captions="smiling\n")[0]
+    assert identity.training["captions"] == ["smiling", ""]
+
+
 def test_the_identity_goes_through_a_file_into_a_picture(models, trained, tmp_path):
     model, clip, vae = models
     path = tmp_path / "anna.safetensors"

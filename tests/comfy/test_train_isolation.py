@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
+from comfy.sd import CLIP
 from sefi_ide.sefi_core.comfyui.train import train_identity
 from sefi_ide.sefi_core.comfyui.trainable import differentiable
 from sefi_ide.sefi_core.pictures import pair_photos
@@ -162,3 +163,18 @@ def test_the_differentiable_view_ends_with_its_block(mini_sd):
     with torch.inference_mode(False), pytest.raises(Boom), differentiable(model.model):
         raise Boom
     assert not [name for name, layer in model.model.named_modules() if "forward" in vars(layer)]
+
+
+def test_models_that_are_unloaded_for_one_another(mini_sd, monkeypatch):
+    """As with --disable-smart-memory, where loading the text encoder unloads the U-Net."""
+    base, base_clip, vae = mini_sd
+    models = (*with_lora(base, base_clip), vae)
+    expected = run(models, steps=3, seed=2)[0]
+    load = CLIP.load_model
+
+    def unload_others_and_load(clip, *args):
+        comfy.model_management.unload_all_models()
+        return load(clip, *args)
+
+    monkeypatch.setattr(CLIP, "load_model", unload_others_and_load)
+    assert same(run(models, steps=3, seed=2)[0], expected)

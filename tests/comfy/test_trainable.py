@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import pytest
@@ -297,3 +298,65 @@ def test_an_unload_in_mid_training_changes_nothing(model_and_clip_with_lora):
     )
     for part in ("keys", "values"):
         torch.testing.assert_close(getattr(plain.identity, part), getattr(unloaded.identity, part))
+
+
+def test_memory_is_asked_for_what_a_step_computes(mini_sd, monkeypatch):
+    """Not for all photos: ComfyUI would make room that nobody uses, at every step."""
+    model, clip, _ = mini_sd
+    asked = []
+    required = type(model).memory_required
+    monkeypatch.setattr(
+        type(model),
+        "memory_required",
+        lambda patcher, shape: asked.append(tuple(shape)) or required(patcher, shape),
+    )
+    predict = predictor(model, clip)
+    with torch.inference_mode(False), torch.no_grad():
+        predict(*vectors(False), Batch([0, 1, 0], [0] * 3, [300] * 3, 7))
+        predict(*vectors(False), BATCH)
+    assert [shape[0] for shape in asked] == [1, 3, 1]
+
+
+def test_in_dynamic_vram_a_model_is_prepared_once(mini_sd, monkeypatch):
+    """Loading it again would go through every module; a CPU only pretends to have it."""
+    model, clip, _ = mini_sd
+    predict = predictor(model, clip)
+    loads = []
+    monkeypatch.setattr(type(model), "is_dynamic", lambda _: True)
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda models, **_: loads.append(models)
+    )
+    with torch.inference_mode(False), torch.no_grad():
+        for _ in range(2):
+            predict(*vectors(False), BATCH)
+    assert all(models == [predict.clip.patcher] for models in loads)  # by ComfyUI, to encode
+    monkeypatch.setattr(comfy.model_management, "loaded_models", lambda: [predict.clip.patcher])
+    predict.load(1)
+    assert loads[-1] == [predict.model, predict.clip.patcher]
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "GroupNorm", "LayerNorm"])
+def test_cast_buffers_of_a_sampler_can_be_used(kind, monkeypatch):
+    """ComfyUI keeps the buffers that it casts offloaded weights into; samplers make them."""
+    arguments = {"Linear": (4, 4), "Conv2d": (4, 4, 1), "GroupNorm": (2, 4), "LayerNorm": (4,)}
+    layer = getattr(comfy.ops.manual_cast, kind)(*arguments[kind])
+    layer.requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    x = torch.rand(2, 4, *((3, 4) if kind != "Linear" else ()))
+    wanted = x.clone().requires_grad_()
+    layer(wanted).square().sum().backward()
+    with torch.inference_mode():
+        buffers = [torch.empty_like(parameter) for parameter in layer.parameters()]
+
+    def cast(layer, like, **_):
+        for buffer, tensor in zip(buffers, (layer.weight, layer.bias), strict=True):
+            buffer.copy_(tensor)
+        return *buffers, None
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
+    layer.weight_function = [lambda weight: weight]  # as a layer with a LoRA or offloaded weights
+    found = x.clone().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(layer):
+        layer(found).square().sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)

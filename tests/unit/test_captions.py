@@ -12,6 +12,11 @@ from sefi_ide.sefi_core.errors import SeFiError
         (("smiling",), 3, ["smiling"] * 3),
         (("smiling", " on the beach "), 2, ["smiling", "on the beach"]),
         (("", "sad"), 2, ["", "sad"]),
+        (("smiling", ""), 2, ["smiling", ""]),
+        (("smiling", " ", ""), 3, ["smiling", "", ""]),
+        (("smiling", "", " "), 2, ["smiling", ""]),
+        (("smiling", ""), 3, ["smiling"] * 3),
+        (("smiling", ""), 1, ["smiling"]),
     ],
 )
 def test_one_caption_for_each_photo(captions, photos, expected):
