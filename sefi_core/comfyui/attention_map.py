@@ -17,7 +17,7 @@ from ..attention import attention_probabilities
 from ..errors import SeFiError
 from ..heatmap import resized
 from ..prompts import find_placeholders
-from .base_model import LEVELS, cross_attention_layers, training_sigmas
+from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
 from .prompt_words import word_columns
 from .text import Tokens, placeholders_in
 
@@ -77,7 +77,8 @@ def attention_maps(
     guider.set_cfg(1.0)
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
     noise = comfy.sample.prepare_noise(samples, seed)
-    guider.sample(noise, samples, OneStep(timestep), sigmas, seed=seed)
+    with uncompiled():
+        guider.sample(noise, samples, OneStep(timestep), sigmas, seed=seed)
     if not recorder.maps:
         raise SeFiError(
             "model has no cross-attention at half or a quarter of the latent's size: use a "
@@ -85,7 +86,7 @@ def attention_maps(
         )
     scale = model.get_model_object("latent_format").spacial_downscale_ratio
     height, width = samples.shape[-2:]
-    return AttentionMaps(recorder.maps, (scale * height, scale * width))
+    return AttentionMaps(list(recorder.maps.values()), (scale * height, scale * width))
 
 
 class Recorder:
@@ -97,22 +98,25 @@ class Recorder:
     def __init__(self, columns: dict[str, list[int]], shape: torch.Size) -> None:
         self.columns = columns
         self.shape = shape
-        self.maps: list[Tensor] = []
-        """Those of each layer so far, (words * latents, height, width)."""
+        self.maps: dict[tuple[Any, ...], Tensor] = {}
+        """Block -> the maps of its layer, (words * latents, height, width)."""
 
     def record(self, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
-        """Keep the maps of a layer, if it is at one of the levels.
+        """Keep the maps of a layer, if it is at one of the levels and has none.
+
+        Guidance such as PAG and SAG asks the model again, for something it then leads away from.
 
         ``q`` (rows, pixels, channels) and ``k`` (rows, tokens, channels) are the layer's.
         """
         height, width = extra_options["activations_shape"][-2:]
-        if round(self.shape[2] / height) not in LEVELS:
+        block = *extra_options["block"], extra_options["block_index"]
+        if round(self.shape[2] / height) not in LEVELS or block in self.maps:
             return
         attention = attention_probabilities(q, k, extra_options["n_heads"]).mean(1)
         # More rows than latents are the same prompt again, as the negative.
         attention = attention[: self.shape[0]].unflatten(1, (height, width))
         maps = [attention[..., columns].sum(-1) for columns in self.columns.values()]
-        self.maps.append(torch.stack(maps).flatten(0, 1).float().cpu())
+        self.maps[block] = torch.stack(maps).flatten(0, 1).float().cpu()
 
 
 class OneStep(comfy.samplers.Sampler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -69,3 +71,13 @@ def cross_attention_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module
         if isinstance(layer, SpatialTransformer)
         for index, transformer in enumerate(layer.transformer_blocks)
     }
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside it modules run as they are, those too that a node has compiled.
+
+    What TorchCompileModel compiles does not depend on attention patches: code of a step without
+    one would go on serving steps with one.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since PyTorch 2.6
+    return nullcontext() if set_stance is None else set_stance("force_eager")

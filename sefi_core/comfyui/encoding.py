@@ -7,6 +7,7 @@ placeholder, each in a pass of its own; they go with the conditioning as a paylo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,8 +29,7 @@ from .text import (
     with_placeholders,
 )
 
-PATCHED = "encode_token_weights"
-ATTACHMENT = "sefi_identity"
+REPLACED = "encode_token_weights"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AppliedIdentity:
 
 
 class IdentityEncoder:
-    """Replaces ``encode_token_weights`` of ComfyUI's text encoder, as an object patch.
+    """Replaces the method ``encode_token_weights`` of ComfyUI's text encoder.
 
     ``original`` is the replaced method, ``applied`` maps the identities' names to what is applied.
     """
@@ -155,30 +155,30 @@ class IdentityEncoder:
 
 def identity_encoder(clip: CLIP) -> IdentityEncoder | None:
     """The identity encoder of a CLIP that identities were applied to, else None."""
-    return clip.patcher.get_attachment(ATTACHMENT)
+    encoder = vars(clip.cond_stage_model).get(REPLACED)
+    return encoder if isinstance(encoder, IdentityEncoder) else None
 
 
 def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
     """A clone of ``clip`` that also understands the placeholder of the identity.
 
-    Identities applied before stay; one of the same name is replaced. However many are applied,
-    there is one patch.
+    Identities applied before stay; one of the same name is replaced. The clone's text encoder is
+    another object over the same layers. An object patch of the patcher would not do: nodes for
+    hooks and devices give a CLIP a patcher with another model, and go on encoding with its own.
     """
     clone = with_placeholders(clip, [applied.identity])
     previous = identity_encoder(clip)
-    if previous is not None and clip.patcher.object_patches.get(PATCHED) is previous:
-        original = previous.original
-    else:
-        # Not the attribute of the model itself, which may be another clone's patch.
-        original = clip.patcher.get_model_object(PATCHED)
+    text_encoder = copy.copy(clip.cond_stage_model)
+    # Attributes of the object are an earlier clone's encoder, or what ComfyUI left of a patch.
+    vars(text_encoder).pop(REPLACED, None)
     encoder = IdentityEncoder(
-        original,
-        clip.cond_stage_model,
+        clip.patcher.object_patches.get(REPLACED, text_encoder.encode_token_weights),
+        text_encoder,
         {**(previous.applied if previous else {}), applied.identity.name: applied},
         previous.registry if previous else Registry(),
     )
-    clone.patcher.add_object_patch(PATCHED, encoder)
-    clone.patcher.set_attachments(ATTACHMENT, encoder)
+    setattr(text_encoder, REPLACED, encoder)
+    clone.cond_stage_model = text_encoder
     return clone
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..stages import stage_edges, stage_of_sigma
-from .base_model import training_sigmas
+from .base_model import training_sigmas, uncompiled
 from .payload import CONDITIONING_KEY, Payload, Registry, Segment, find_segments
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class Injection:
             model_options = {**model_options, "transformer_options": options}
         run.prompts = _resolve(run, model, conds, timestep)
         try:
-            return executor(model, conds, x, timestep, model_options)
+            with uncompiled() if run.prompts else nullcontext():
+                return executor(model, conds, x, timestep, model_options)
         finally:
             run.prompts = {}
 
@@ -184,13 +186,14 @@ def _resolve(
     if not any(any(run.segments[context]) for _, _, context in contexts):
         return {}
     sigma = float(timestep.flatten()[0])
-    return {
+    prompts = {
         (place, cond["uuid"]): [
             Prompt(row, _swaps(run, model, segments, sigma))
             for row, segments in zip(context.split(1), run.segments[context], strict=True)
         ]
         for place, cond, context in contexts
     }
+    return prompts if any(prompt.swaps for group in prompts.values() for prompt in group) else {}
 
 
 def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[Segment]]:
@@ -314,15 +317,23 @@ def _prompts_of_rows(
         )
     )
     prompts: list[Prompt | None] = []
+    # ComfyUI repeats the rows of a conditioning for all pictures of the batch.
+    copies = max(1, rows // max(1, len(places)))
     for row in range(rows):
         matching = [
             prompt for (prompt, _), match in zip(candidates, matches[row], strict=True) if match
         ]
-        # Equal contexts may stand for different things; then the row's own place decides.
+        # Equal contexts may stand for different things; then the row's own place decides, and in
+        # it the prompt whose turn it is.
         by_place = run.prompts.get(places[row * len(places) // rows], []) if places else []
-        own = [prompt for prompt in matching if any(prompt is other for other in by_place)]
-        prompts.append(next(iter(own or matching), None))
+        turn = row % copies % len(by_place) if by_place else 0
+        own = [*by_place[turn:], *by_place[:turn]]
+        prompts.append(next((p for p in (*own, *matching) if _is_among(p, matching)), None))
     return prompts
+
+
+def _is_among(prompt: Prompt, prompts: Sequence[Prompt]) -> bool:
+    return any(prompt is other for other in prompts)  # equality would compare tensors
 
 
 def _swap(key: torch.Tensor, value: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:

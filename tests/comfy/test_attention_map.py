@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import math
 
+import comfy.sample
 import comfy.sd
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.sefi_core.comfyui import attention_map
@@ -104,9 +109,10 @@ def test_a_word_looks_where_its_key_points():
     k[0, 2, [0, 2]] = k[0, 5, [1, 3]] = 20.0
     q = torch.zeros(1, 4, 4, 4)
     q[:, :, :2, [0, 2]] = q[:, :, 2:, [1, 3]] = 20.0
-    options = {"n_heads": 2, "activations_shape": [1, 4, 4, 4]}
+    options = {"n_heads": 2, "activations_shape": [1, 4, 4, 4], "block": ("input", 1)}
+    options["block_index"] = 0
     recorder.record(q.reshape(1, 16, 4), k, options)
-    (maps,) = recorder.maps
+    (maps,) = recorder.maps.values()
     left, right, both = maps
     torch.testing.assert_close(left, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(4, 4))
     torch.testing.assert_close(right, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4))
@@ -119,9 +125,14 @@ def test_levels_that_are_not_used():
         recorder.record(
             torch.zeros(1, side * side, 4),
             torch.zeros(1, 7, 4),
-            {"n_heads": 2, "activations_shape": [1, 4, side, side]},
+            {
+                "n_heads": 2,
+                "activations_shape": [1, 4, side, side],
+                "block": ("input", 1),
+                "block_index": 0,
+            },
         )
-    assert recorder.maps == []
+    assert recorder.maps == {}
 
 
 def test_a_model_without_those_levels(world, monkeypatch):
@@ -201,6 +212,43 @@ def test_other_patches_of_the_model_stay_in_force(world):
     torch.testing.assert_close(maps[0], expected, atol=2e-4, rtol=1e-3)
     unpatched = attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED).together()
     assert (maps - unpatched).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("guidance", ["PAG", "SAG"])
+def test_what_guidance_leads_away_from_is_not_in_the_maps(world, guidance):
+    """It asks the model a second time, with its self-attention or its latent spoilt."""
+    model, clip, latent = world
+    node = PerturbedAttentionGuidance if guidance == "PAG" else SelfAttentionGuidance
+    arguments = (3.0,) if guidance == "PAG" else (0.5, 2.0)
+    guided = node.execute(model, *arguments).result[0]
+    expected, found = (
+        attention_maps(one, clip, latent, PROMPT, ["hair"], 400, SEED) for one in (model, guided)
+    )
+    assert len(found.layers) == len(expected.layers)
+    torch.testing.assert_close(found.together(), expected.together())
+
+
+def test_a_model_that_was_compiled_for_sampling_is_recorded(world):
+    model, clip, latent = world
+    compiled = model.clone()
+    set_torch_compile_wrapper(
+        compiled,
+        "eager",
+        options={"guard_filter_fn": skip_torch_compile_dict},
+        keys=["diffusion_model.middle_block.1.transformer_blocks.0"],
+    )
+    torch._dynamo.reset()
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    comfy.sample.sample(
+        compiled, torch.zeros(SHAPE), 1, 1.0, "euler", "normal", conditioning, conditioning,
+        latent["samples"], disable_pbar=True,
+    )  # fmt: skip
+    expected, found = (
+        attention_maps(one, clip, latent, PROMPT, ["hair"], 400, SEED) for one in (model, compiled)
+    )
+    torch._dynamo.reset()
+    assert len(found.layers) == len(expected.layers)
+    torch.testing.assert_close(found.together(), expected.together(), atol=1e-4, rtol=1e-3)
 
 
 def test_the_models_are_left_alone(world):

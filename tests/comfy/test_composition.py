@@ -528,10 +528,17 @@ def test_latent_batch(setting):
     check(setting, text_case(), text_guidance(setting), noise=noise)
 
 
-@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "no-pooled"])
-def test_a_prompt_for_each_picture_of_the_batch(setting, pooled):
+@pytest.mark.parametrize(
+    "texts, pooled",
+    [
+        ([TEXT, "a photo of a person, smiling", "<bob> at the sea"], True),
+        ([TEXT, "a photo of a person, smiling", "<bob> at the sea"], False),
+        ([TEXT, TEXT.replace("anna", "bob"), TEXT.replace("<anna>", "person"), TEXT], True),
+    ],
+    ids=["pooled", "no-pooled", "equal-contexts"],
+)
+def test_a_prompt_for_each_picture_of_the_batch(setting, texts, pooled):
     """As prompt schedules of animations make them: one conditioning with a row for each picture."""
-    texts = [TEXT, "a photo of a person, smiling", "<bob> at the sea"]
     noise = random_latents(len(texts), seed=8)
 
     def case(world, noise):

@@ -262,6 +262,33 @@ def test_low_precision_models_recognise_their_rows(loaded, word, dtype):
     assert any(torch.equal(row[None], first["value"].to(dtype)) for row in attention.inputs[2])
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_patcher_with_another_model_does_not_lose_the_identity(loaded, word, when):
+    """In dynamic VRAM CLIP hooks give a CLIP such a patcher, and so does SelectCLIPDevice."""
+
+    def swapped(clip):
+        other = clip.clone()
+        other.patcher = clip.patcher.clone(force_deepcopy=True)
+        return other
+
+    model, clip = loaded
+    expected = encode(apply(loaded, identity(word))[1], TEXT)[0]
+    encode(clip, TEXT)  # the text encoder is as it was loaded
+    if when == "before":
+        clip = swapped(clip)
+    _, clip = apply((model, clip), identity(word))
+    if when == "after":
+        clip = swapped(clip)
+    context, extra = encode(clip, TEXT)[0]
+    assert torch.equal(context, expected[0])
+    phases, wanted = (one[CONDITIONING_KEY][0]["phases"] for one in (extra, expected[1]))
+    assert len(phases) == STAGES
+    for phase, other in zip(phases, wanted, strict=True):
+        assert torch.equal(phase["key"], other["key"])
+        assert torch.equal(phase["value"], other["value"])
+    assert CONDITIONING_KEY not in encode(loaded[1], TEXT)[0][1]  # the CLIP that was given
+
+
 def test_hundreds_of_prompts_do_not_pile_up(loaded, word):
     model, clip = apply(loaded, identity(word, stages=1))
     registry = identity_encoder(clip).registry

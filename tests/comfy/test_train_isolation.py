@@ -21,10 +21,8 @@ def contents(*modules):
          for name, tensor in module.state_dict().items()}
         for module in modules
     ]  # fmt: skip
-    # ComfyUI puts an object patch that it takes back, such as SeFi Apply Identity's for the sample,
-    # as an attribute of its own.
     attributes = [
-        [(name, sorted({*vars(layer)} - {"encode_token_weights"})) for name, layer in named]
+        [(name, sorted(vars(layer))) for name, layer in named]
         for named in (module.named_modules() for module in modules)
     ]
     gradients = [
