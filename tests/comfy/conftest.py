@@ -1,6 +1,7 @@
 """ComfyUI in this process, on the CPU, with directories of its own."""
 
 import atexit
+import logging
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,15 @@ def mini_sd(mini_checkpoint):
             mini_checkpoint, embedding_directory=None
         )
     return model, clip, vae
+
+
+@pytest.fixture
+def fresh_compiler(caplog):
+    """Nothing is compiled before, and what the test compiles is forgotten."""
+    caplog.set_level(logging.WARNING, logger="torch.__trace")  # it traces itself all the time
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

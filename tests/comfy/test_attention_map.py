@@ -228,7 +228,7 @@ def test_what_guidance_leads_away_from_is_not_in_the_maps(world, guidance):
     torch.testing.assert_close(found.together(), expected.together())
 
 
-def test_a_model_that_was_compiled_for_sampling_is_recorded(world):
+def test_a_model_that_was_compiled_for_sampling_is_recorded(world, fresh_compiler):
     model, clip, latent = world
     compiled = model.clone()
     set_torch_compile_wrapper(
@@ -237,7 +237,6 @@ def test_a_model_that_was_compiled_for_sampling_is_recorded(world):
         options={"guard_filter_fn": skip_torch_compile_dict},
         keys=["diffusion_model.middle_block.1.transformer_blocks.0"],
     )
-    torch._dynamo.reset()
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     comfy.sample.sample(
         compiled, torch.zeros(SHAPE), 1, 1.0, "euler", "normal", conditioning, conditioning,
@@ -246,7 +245,6 @@ def test_a_model_that_was_compiled_for_sampling_is_recorded(world):
     expected, found = (
         attention_maps(one, clip, latent, PROMPT, ["hair"], 400, SEED) for one in (model, compiled)
     )
-    torch._dynamo.reset()
     assert len(found.layers) == len(expected.layers)
     torch.testing.assert_close(found.together(), expected.together(), atol=1e-4, rtol=1e-3)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-
 import comfy.sample
-import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
@@ -16,14 +13,6 @@ from sefi_ide.sefi_core.identity import Identity
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
 PROMPTS = ("a photo of person", "a photo of <anna>", "a photo of <bob>", "a photo of person")
-
-
-@pytest.fixture
-def dynamo(caplog):
-    caplog.set_level(logging.WARNING, logger="torch.__trace")  # it traces itself all the time
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def sample(model, clip, prompt: str) -> torch.Tensor:
@@ -38,7 +27,7 @@ def sample(model, clip, prompt: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_every_prompt_is_drawn_as_without_compilation(mini_sd, dynamo):
+def test_every_prompt_is_drawn_as_without_compilation(mini_sd, fresh_compiler):
     model, clip, _ = mini_sd
     word = class_word_embedding(clip, "person")["l"]
     for seed, name in enumerate(("anna", "bob")):
