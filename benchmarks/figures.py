@@ -27,7 +27,7 @@ from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_ident
 from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
 from .quality import published_winners
-from .subjects import Subject, prompts
+from .subjects import Subject, noise_seeds, prompts
 
 # isort: split
 from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
@@ -86,16 +86,18 @@ def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iter
 def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
     """``keys_values.png`` and its figures."""
     judge, asked = judges.load_judges(), prompts(SEED, PROMPTS)
+    drawn = [*asked, WISH]
     overrides = {"stages": STAGES}
     rows: dict[str, list[dict[str, float]]] = {}
     columns: dict[str, list[torch.Tensor]] = {}
     for number in range(PEOPLE):
         subject = Subject(SEED, number, KIND)
-        plain = draw(mini, Learned(mini.model, mini.clip, KIND), [*asked, WISH], [SEED], KIND)
+        noise = [*noise_seeds(SEED, number, len(asked)), SEED]
+        plain = draw(mini, Learned(mini.model, mini.clip, KIND), drawn, noise, KIND)
         columns.setdefault("class word", []).append(plain[-1])
         identity = learn_identity(mini, "sefi", subject.photos(1), KIND, overrides)
         for title, part in parts_of(identity, class_word_embedding(mini.clip, KIND)):
-            pictures = draw(mini, with_identity(mini, part), [*asked, WISH], [SEED], KIND)
+            pictures = draw(mini, with_identity(mini, part), drawn, noise, KIND)
             columns.setdefault(title, []).append(pictures[-1])
             references = subject.renders(asked)
             found = quality(judge, pictures[:-1], asked, references)

@@ -57,7 +57,7 @@ def run_job(job: Job) -> Figures:
     from . import miniature  # noqa: F401  (first, so that ComfyUI can be imported)
     from .measures import LEAK_SEED, draw, leak, quality
     from .methods import Learned, learn
-    from .subjects import Subject, named, prompts
+    from .subjects import Subject, named, noise_seeds, prompts
 
     mini, judge = _miniature()
     asked = prompts(job.seed, job.prompts)
@@ -71,9 +71,10 @@ def run_job(job: Job) -> Figures:
         else:
             photos = subject.photos(job.photos)
             learned = learn(mini, job.method, photos, job.kind, job.overrides)
-    seeds = [1000 * job.seed + n for n in range(job.draws)]
-    pictures = draw(mini, learned, asked, seeds, job.kind)
-    figures = quality(judge, pictures, asked, subject.renders(asked))
+    wished = [wish for wish in asked for _ in range(job.draws)]
+    noise = noise_seeds(job.seed, job.number, len(wished))
+    pictures = draw(mini, learned, wished, noise, job.kind)
+    figures = quality(judge, pictures, wished, subject.renders(asked))
     figures["leak"] = leak(mini, learned, subject.look, LEAK_SEED + job.seed)
     return {**figures, "seconds": learned.seconds, "bytes": learned.size}
 

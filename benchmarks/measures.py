@@ -28,14 +28,14 @@ def draw(
     seeds: Sequence[int],
     kind: str,
 ) -> torch.Tensor:
-    """Pictures (len(asked) * len(seeds), 128, 128, 3); all seeds of the first wish come first.
+    """Pictures (N, 128, 128, 3) of N wishes, each from the noise of its own seed.
 
     Drawn in batches with a prompt for each picture, half as fast again on a CPU as one by one.
     """
     negative = mini.encode("")
     channels = learned.model.get_model_object("latent_format").latent_channels
     pictures = []
-    todo = [(wish, seed) for wish in asked for seed in seeds]
+    todo = list(zip(asked, seeds, strict=True))
     for start in range(0, len(todo), BATCH):
         part = todo[start : start + BATCH]
         noise = torch.cat(
@@ -61,16 +61,15 @@ def draw(
 def quality(
     judge: judges.Judges,
     pictures: torch.Tensor,
-    asked: Sequence[wishes.Wish],
+    wished: Sequence[wishes.Wish],
     references: torch.Tensor,
 ) -> dict[str, float]:
-    """``id``, ``prompt`` and ``id_p`` of pictures in the order of :func:`draw`.
+    """``id``, ``prompt`` and ``id_p`` of pictures that were asked for ``wished``, one each.
 
     ID is the cosine of the identity embedding with the mean one of ``references``; Prompt the
     share of the prompted attributes that are seen; ID(P) the mean of ID with 0 for every picture
     that misses something.
     """
-    wished = [wish for wish in asked for _ in range(len(pictures) // len(asked))]
     similarity = judge.identity_similarity(pictures, references)
     found = judge.found(pictures, wished)
     complete = torch.tensor([all(hits) for hits in found])

@@ -94,3 +94,13 @@ def named(seed: int, number: int, kind: str = "person") -> Named:
     """One of the names, in an order that the seed shuffles."""
     names = list(world.named_looks(kind))
     return Named(str(np.random.default_rng(seed).permutation(names)[number]), kind)
+
+
+def noise_seeds(seed: int, number: int, count: int) -> list[int]:
+    """The seeds of the noise that ``count`` pictures of a subject are drawn from, all different.
+
+    The noise decides much of a picture. Were it the same for all subjects, a figure would tell how
+    it suits a method, and the interval over subjects would not show it.
+    """
+    rng = np.random.default_rng((seed, number))
+    return [int(drawn) for drawn in rng.integers(2**31, size=count)]

@@ -183,6 +183,26 @@ def test_a_job_draws_and_measures():
     assert figures["seconds"] == figures["bytes"] == 0
 
 
+def test_every_picture_has_noise_of_its_own_and_methods_share_it(monkeypatch):
+    """Noise that all subjects share suits one method or another, and no interval shows it."""
+    seen = []
+
+    class Drawn(Exception):
+        pass
+
+    def draw(mini, learned, wished, seeds, kind):
+        seen.append((len(wished), seeds))
+        raise Drawn
+
+    monkeypatch.setattr(measures, "draw", draw)
+    for method, number in (("class_word", 0), ("named", 0), ("class_word", 1)):
+        with pytest.raises(Drawn):
+            jobs.run_job(jobs.Job(method, seed=1, number=number, prompts=5, draws=2))
+    first, same, other = (seeds for _, seeds in seen)
+    assert [count for count, _ in seen] == [10, 10, 10]
+    assert first == same and len({*first, *other}) == 20
+
+
 def test_the_defaults_of_an_ablation_are_measured_once():
     tables = ablations.TABLES
     same = [v for part in tables.values() for v in part.values() if v]
