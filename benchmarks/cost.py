@@ -3,10 +3,10 @@
 Measured side by side on the miniature and on a Stable Diffusion 1.5 with random weights: a step of
 SeFi Train Identity against the floor (the frozen U-Net forward and backward and two passes of the
 text encoder), against diffusers' textual inversion and core's TrainLoraNode; sampling with and
-without identities; peak memory; and how all this grows. All figures are ratios of medians that
-were taken in turns. ``QUICK=1`` leaves out the full shape. The growth is drawn into
-``output/bench-cost/growth.png``. The last line is one JSON object; exits with 1 when a bar is
-missed.
+without identities; peak memory; and how all this grows. All figures are medians of ratios that
+were taken in turns, as many as it takes to say on which side of its bar each is. ``QUICK=1`` leaves
+out the full shape. The growth is drawn into ``output/bench-cost/growth.png``. The last line is one
+JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from . import comfyui
 from .contenders import (
@@ -65,19 +67,35 @@ HIGHEST_SECOND_UNET = 0.6
 Turn = Callable[[], list[float]]
 """Does some steps, and says how many seconds each took."""
 Times = dict[str, list[float]]
+Ratios = Callable[[Times], list[float]]
+"""The ratios, one for each round, whose median is a figure."""
+
+
+class Curve(NamedTuple):
+    """Times in each case over those of the first case's floor, and how they grow.
+
+    ``growth`` is by how much ours grow from the first case to the last, over the floor's.
+    """
+
+    ours: list[float]
+    floor: list[float]
+    growth: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure: the pictures' side, rounds, and steps in each turn of a round."""
+    """How much to measure: the pictures' side, rounds, and steps in each turn of a round.
+
+    There are as many rounds as it takes to settle where the figures are to their bars, within
+    ``rounds`` and ``most_rounds``.
+    """
 
     side: int
     rounds: int
     steps: int
     growth: Mapping[str, tuple[Case, ...]]
     """The cases of each curve, the smallest first."""
-    growth_rounds: int = 5
-    sampling_rounds: int = 15
+    most_rounds: int = 280
 
 
 def miniature_plan() -> Plan:
@@ -87,7 +105,6 @@ def miniature_plan() -> Plan:
         128,
         rounds=7,
         steps=12,
-        sampling_rounds=28,  # short ones, which scatter
         growth={
             "picture_size": tuple(replace(case, side=side) for side in (64, 128, 192, 256)),
             "batch_size": tuple(replace(case, batch=batch) for batch in (1, 2, 4)),
@@ -101,23 +118,41 @@ def full_shape_plan() -> Plan:
     """For Stable Diffusion's true shape: small pictures on the CPU."""
     if torch.cuda.is_available():
         return Plan(512, rounds=7, steps=12, growth={})
-    return Plan(128, rounds=5, steps=4, growth={})
+    return Plan(128, rounds=7, steps=4, growth={}, most_rounds=49)
 
 
-def interleaved(turns: Mapping[str, Turn], rounds: int) -> Times:
-    """The median seconds of each turn in each round; a round before warms up."""
+def interleaved(
+    turns: Mapping[str, Turn], plan: Plan, barred: Sequence[tuple[Ratios, float]] = ()
+) -> Times:
+    """The median seconds of each turn in each round; a round before warms up.
+
+    ``barred`` are the figures that have a bar, and these bars.
+    """
     times: Times = {name: [] for name in turns}
-    for number in range(rounds + 1):
+    for number in range(1 + plan.most_rounds):
         for name, turn in turns.items():
             seconds = median(turn())
             if number:
                 times[name].append(seconds)
+        if number >= plan.rounds and all(settled(of(times), bar) for of, bar in barred):
+            break
     return times
 
 
+def settled(ratios: Sequence[float], bar: float) -> bool:
+    """Whether the median is on one side of the bar beyond chance: a sign test at 5 %."""
+    above = sum(value > bar for value in ratios)
+    return abs(2 * above - len(ratios)) > 1.96 * sqrt(len(ratios))
+
+
+def ratios(one: str, other: str) -> Ratios:
+    """How much longer ``one`` takes than ``other`` in the same round."""
+    return lambda times: [a / b for a, b in zip(times[one], times[other], strict=True)]
+
+
 def ratio(times: Times, one: str, other: str) -> float:
-    """How much longer ``one`` takes than ``other`` in the same round; the median of all rounds."""
-    return median(a / b for a, b in zip(times[one], times[other], strict=True))
+    """The median of :func:`ratios`."""
+    return median(ratios(one, other)(times))
 
 
 def measure_training(models: Models, plan: Plan) -> dict[str, float]:
@@ -132,7 +167,9 @@ def measure_training(models: Models, plan: Plan) -> dict[str, float]:
         "lora": LoraTraining(models),
     }
     times = interleaved(
-        {name: partial(turn, case, plan.steps) for name, turn in turns.items()}, plan.rounds
+        {name: partial(turn, case, plan.steps) for name, turn in turns.items()},
+        plan,
+        [(ratios("identity", name), HIGHEST[f"step_over_{name}"]) for name in ("floor", "lora")],
     )
     asking = IdentityTraining(models, captions=(AUTO,))
     asking(case, 2)
@@ -154,11 +191,11 @@ def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
     variants = {name: Sampling(models, identities[:n], 2) for n, name in enumerate(names)}
     sampling = interleaved(
         {name: partial(v, plan.side, plan.steps) for name, v in variants.items()},
-        plan.sampling_rounds,
+        plan,
+        [(ratios(name, "none"), HIGHEST[f"sampling_{name}"]) for name in names[1:]],
     )
     encoding = interleaved(
-        {name: partial(seconds_of, v.encode, plan.steps) for name, v in variants.items()},
-        plan.rounds,
+        {name: partial(seconds_of, v.encode, plan.steps) for name, v in variants.items()}, plan
     )
     figures = {f"sampling_{name}": ratio(sampling, name, "none") for name in names[1:]}
     return figures | {f"encoding_{name}": ratio(encoding, name, "none") for name in names[1:]}
@@ -176,7 +213,7 @@ def measure_memory(checkpoint: Path, side: int) -> dict[str, float]:
     }
 
 
-def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], list[float]]]:
+def measure_growth(models: Models, plan: Plan) -> dict[str, Curve]:
     """Curve -> the times of training and of the floor over those of the smallest case's floor.
 
     For identities it is the time of sampling with 0 to 3 of them; the floor has the same prompt
@@ -199,12 +236,12 @@ def measure_growth(models: Models, plan: Plan) -> dict[str, tuple[list[float], l
         ]
     curves = {}
     for name, pairs in turns.items():
-        curves[name] = _curve(pairs, plan.growth_rounds)
+        curves[name] = _curve(pairs, plan)
         logger.info("growth with %s: %s", name, curves[name])
     return curves
 
 
-def _curve(pairs: Sequence[tuple[Turn, Turn]], rounds: int) -> tuple[list[float], list[float]]:
+def _curve(pairs: Sequence[tuple[Turn, Turn]], plan: Plan) -> Curve:
     """Times of ours and of the floor in each case, over those of the first case's floor.
 
     Every round visits all cases: a machine that is slow for a minute is slow for all of them.
@@ -214,30 +251,26 @@ def _curve(pairs: Sequence[tuple[Turn, Turn]], rounds: int) -> tuple[list[float]
         for case, pair in enumerate(pairs)
         for name, turn in zip(("ours", "floor"), pair, strict=True)
     }
-    times = interleaved(turns, rounds)
+    over_floor = [ratios(f"ours {case}", f"floor {case}") for case in range(len(pairs))]
+
+    def growth(times: Times) -> list[float]:
+        smallest, largest = over_floor[0](times), over_floor[-1](times)
+        return [b / a for a, b in zip(smallest, largest, strict=True)]
+
+    times = interleaved(turns, plan, [(growth, HIGHEST_GROWTH)])
     floor = [ratio(times, f"floor {case}", "floor 0") for case in range(len(pairs))]
-    ours = [
-        value * ratio(times, f"ours {case}", f"floor {case}") for case, value in enumerate(floor)
-    ]
-    return ours, floor
+    ours = [value * median(of(times)) for value, of in zip(floor, over_floor, strict=True)]
+    return Curve(ours, floor, median(growth(times)))
 
 
-def growth_figures(curves: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, float]:
-    """From the smallest to the largest case: how often ours grows by, over the floor's."""
-    return {
-        f"growth_{name}": (ours[-1] / ours[0]) / (floor[-1] / floor[0])
-        for name, (ours, floor) in curves.items()
-    }
-
-
-def draw(curves: Mapping[str, tuple[list[float], list[float]]], plan: Plan, path: Path) -> None:
+def draw(curves: Mapping[str, Curve], plan: Plan, path: Path) -> None:
     """Save one panel for each curve."""
     fields = {"picture_size": "side", "batch_size": "batch", "prompt_length": "chunks"}
     places = {
         name: [getattr(case, fields.get(name, name)) for case in cases]
         for name, cases in plan.growth.items()
     }
-    plot_growth(curves, places, path)
+    plot_growth({name: (ours, floor) for name, (ours, floor, _) in curves.items()}, places, path)
 
 
 def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
@@ -249,7 +282,7 @@ def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     curves = measure_growth(models, plan)
     if curves:
         draw(curves, plan, PICTURE)
-    figures |= growth_figures(curves)
+    figures |= {f"growth_{name}": curve.growth for name, curve in curves.items()}
     del models  # there may be no room for two more beside it
     comfy.model_management.unload_all_models()
     figures |= measure_memory(checkpoint, plan.side)

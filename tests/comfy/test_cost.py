@@ -18,7 +18,7 @@ from sefi_ide.sefi_core.comfyui.text import encode
 SIDE = 64
 CASE = contenders.Case(SIDE)
 GROWTH = {"photos": (CASE, replace(CASE, photos=2))}
-PLAN = cost.Plan(SIDE, rounds=1, steps=2, sampling_rounds=1, growth=GROWTH, growth_rounds=1)
+PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=GROWTH, most_rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,33 @@ def test_all_ratios_are_measured(models):
 
 def test_growth_is_measured_and_drawn(models, tmp_path):
     curves = cost.measure_growth(models, PLAN)
-    assert {name: [len(values) for values in pair] for name, pair in curves.items()} == {
-        "photos": [2, 2],
-        "identities": [4, 4],
+    assert {name: (len(c.ours), len(c.floor)) for name, c in curves.items()} == {
+        "photos": (2, 2),
+        "identities": (4, 4),
     }
-    assert cost.growth_figures(curves).keys() == {"growth_photos", "growth_identities"}
+    for curve in curves.values():
+        over_floor = [a / b for a, b in zip(curve.ours, curve.floor, strict=True)]
+        assert curve.growth == pytest.approx(over_floor[-1] / over_floor[0])
     cost.draw(curves, PLAN, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_rounds_go_on_until_a_figure_is_on_one_side_of_its_bar():
+    plan = replace(PLAN, rounds=5, most_rounds=30)
+    over = cost.ratios("ours", "floor")
+
+    def rounds(ours, *barred):
+        values = iter([9.0, *ours])  # the first is the round that warms up
+        turns = {"ours": lambda: [next(values)], "floor": lambda: [1.0]}
+        times = cost.interleaved(turns, plan, barred)
+        assert times["ours"] == ours[: len(times["ours"])]
+        return len(times["ours"])
+
+    assert rounds([1.0] * 30) == 5
+    assert rounds([1.0] * 30, (over, 1.1)) == rounds([1.2] * 30, (over, 1.1)) == 5
+    assert rounds([1.0] * 30, (over, 1.1), (over, 0.9)) == 5
+    assert rounds([1.2] + [1.0] * 29, (over, 1.1)) == 8  # seven of eight are beyond chance
+    assert rounds([1.0, 1.2] * 15, (over, 1.1)) == 30
 
 
 def test_a_missed_bar_is_named():
