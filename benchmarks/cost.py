@@ -139,10 +139,10 @@ def interleaved(
     return times
 
 
-def settled(ratios: Sequence[float], bar: float) -> bool:
-    """Whether the median is on one side of the bar beyond chance: a sign test at 5 %."""
-    above = sum(value > bar for value in ratios)
-    return abs(2 * above - len(ratios)) > 1.96 * sqrt(len(ratios))
+def settled(values: Sequence[float], bar: float) -> bool:
+    """Whether their median is on one side of the bar beyond chance: a sign test at 5 %."""
+    above = sum(value > bar for value in values)
+    return abs(2 * above - len(values)) > 1.96 * sqrt(len(values))
 
 
 def ratios(one: str, other: str) -> Ratios:
