@@ -24,7 +24,7 @@ BATCH = 16
 def draw(
     mini: MiniSDRuntime,
     learned: Learned,
-    asked: Sequence[wishes.Wish],
+    wished: Sequence[wishes.Wish],
     seeds: Sequence[int],
     kind: str,
 ) -> torch.Tensor:
@@ -35,7 +35,7 @@ def draw(
     negative = mini.encode("")
     channels = learned.model.get_model_object("latent_format").latent_channels
     pictures = []
-    todo = list(zip(asked, seeds, strict=True))
+    todo = list(zip(wished, seeds, strict=True))
     for start in range(0, len(todo), BATCH):
         part = todo[start : start + BATCH]
         noise = torch.cat(
