@@ -1,43 +1,47 @@
 # Each target works on a fresh clone. ARGS="..." goes to pytest; SEED, PHOTO, CKPT and
-# COMFYUI_PATH reach the programs through the environment.
+# COMFYUI_PATH reach the programs through the environment. PYTHON=python3.12 is the Python that
+# the first run makes .venv with.
 SHELL := /bin/bash
-PYTHON := .venv/bin/python
+VENV := .venv/bin/python
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-ablations bench-figures bench-cost publish
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-sweep bench-quality bench-ablations bench-figures bench-cost publish
 
 setup:
 	@bash tools/setup.sh
 
 lint: setup
-	@$(PYTHON) -m ruff check --quiet .
+	@$(VENV) -m ruff check --quiet .
 
 test: lint
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(VENV) -m pytest $(ARGS)
 
 demo: setup
-	@$(PYTHON) -m tools.demo
+	@$(VENV) -m tools.demo
 
 thumbnails: setup
-	@$(PYTHON) -m tools.thumbnails
+	@$(VENV) -m tools.thumbnails
 
 mini-sd-check: setup
-	@$(PYTHON) tests/mini_sd/check.py
+	@$(VENV) tests/mini_sd/check.py
 
 main-job: setup
-	@$(PYTHON) -m benchmarks.main_job
+	@$(VENV) -m benchmarks.main_job
+
+bench-sweep: setup
+	@$(VENV) -m benchmarks.sweep
 
 bench-quality: setup
-	@$(PYTHON) -m benchmarks.quality
+	@$(VENV) -m benchmarks.quality
 
 bench-ablations: setup
-	@$(PYTHON) -m benchmarks.ablations
+	@$(VENV) -m benchmarks.ablations
 
 bench-cost: setup
-	@$(PYTHON) -m benchmarks.cost
+	@$(VENV) -m benchmarks.cost
 
 bench-figures: setup
-	@$(PYTHON) -m benchmarks.figures
+	@$(VENV) -m benchmarks.figures
 
 publish: setup
-	@$(PYTHON) -m benchmarks.publish
+	@$(VENV) -m benchmarks.publish

@@ -26,6 +26,8 @@ from .comfyui import REPOSITORY
 logger = logging.getLogger(__name__)
 
 Figures = dict[str, float]
+MEASURING = ("jobs", "lora", "measures", "methods", "subjects")
+"""The modules of this package that figures depend on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def run_job(job: Job) -> Figures:
     noise = noise_seeds(job.seed, job.number, len(wished))
     pictures = draw(mini, learned, wished, noise, job.kind)
     figures = quality(judge, pictures, wished, subject.renders(asked))
-    figures["leak"] = leak(mini, learned, subject.look, LEAK_SEED + job.seed)
+    (seed,) = noise_seeds(LEAK_SEED + job.seed, job.number, 1)
+    figures["leak"] = leak(mini, learned, subject.look, seed)
     return {**figures, "seconds": learned.seconds, "bytes": learned.size}
 
 
@@ -144,7 +147,7 @@ def code_version() -> str:
         *(REPOSITORY / "sefi_core").rglob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),
-        *(REPOSITORY / "benchmarks" / f"{n}.py" for n in ("measures", "methods", "subjects")),
+        *(REPOSITORY / "benchmarks" / f"{name}.py" for name in MEASURING),
     ]
     digest = hashlib.sha256()
     for file in sorted(files):

@@ -46,7 +46,7 @@ METHODS = (*IDENTITY_METHODS, LORA)
 TITLES = {
     "class_word": "class word (floor)",
     "textual_inversion": "textual inversion",
-    "textual_inversion_prepared": "textual inversion (with the pack's mask and captions)",
+    "textual_inversion_prepared": "textual inversion (with mask and captions)",
     "per_stage_5": "5 stages, K = V (ProSpect-like)",
     "per_stage_10": "10 stages, K = V (ProSpect-like)",
     "lora": "LoRA (core's Train LoRA node)",

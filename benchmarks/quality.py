@@ -1,15 +1,14 @@
 """``make bench-quality``: does SeFi learn an identity better than its alternatives?
 
-Every method gets the same sweep of learning rate and steps on validation subjects; then each is
-measured at its best, and the pack's defaults as they are, on subjects that neither the miniature
-nor the sweep has seen. Finished work is kept in ``output/bench-quality``, so a stopped run goes on
-where it was.
+Every method is measured with the learning rate and steps that won its sweep (``make bench-sweep``),
+and the pack's defaults as they are, on subjects that neither the miniature nor the sweep has seen.
+Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
-prompts, ``SUBJECTS`` how many, ``KIND`` (person, robot) the class; ``QUICK=1`` is a small run with
-the published winners of the sweep, 15 minutes at most on two cores. Writes ``results.json``,
-``table.md`` and ``id_prompt.png`` to the output folder; the last line is one JSON object of
-[mean, low, high] per method and figure; exits with 1 when a bar is missed.
+prompts, ``SUBJECTS`` how many, ``KIND`` (person, robot) the class; ``QUICK=1`` is a small run, 15
+minutes at most on two cores. Writes ``results.json``, ``table.md`` and ``id_prompt.png`` to the
+output folder; the last line is one JSON object of [mean, low, high] per method and figure; exits
+with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,22 +27,14 @@ from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
-from .methods import LORA, METHODS, TITLES
+from .methods import LORA, TITLES
 from .plots import plot_id_prompt
 from .subjects import VALIDATION_SEED
+from .sweep import published_winners
 
 logger = logging.getLogger(__name__)
 
 OUTPUT = REPOSITORY / "output" / "bench-quality"
-WINNERS = Path(__file__).with_name("winners.json")
-"""Learning rate and steps that won the sweep, by class and method; the method's own without any."""
-UNSWEPT = {LORA: {"learning_rate": 5e-4, "steps": 400}}
-"""Core's node has defaults of its own for everything but a useful number of steps."""
-
-STEPS = (100, 300)
-EMBEDDING_RATES = (1.25e-3, 5e-3, 2e-2)
-LORA_RATES = (1e-4, 5e-4, 2.5e-3)
-"""As many as for embeddings, around the default of core's node."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds", "bytes")
 
 # The paper's ratios of ID(P), over textual inversion and over ProSpect.
@@ -64,66 +54,6 @@ class Size:
 
 
 FULL, QUICK = Size(16, 30, 2), Size(3, 10, 1)
-SWEEP = Size(4, 8, 1)
-
-
-def sweep_jobs(method: str, kind: str) -> list[Job]:
-    """The jobs of one method's sweep."""
-    rates = LORA_RATES if method == LORA else EMBEDDING_RATES
-    return [
-        Job(
-            method, VALIDATION_SEED, number, SWEEP.prompts, SWEEP.draws, kind,
-            overrides={"learning_rate": rate, "steps": steps},
-        )
-        for rate in rates
-        for steps in STEPS
-        for number in range(SWEEP.subjects)
-    ]  # fmt: skip
-
-
-def sweep(kind: str, store: Path) -> dict[str, list[dict[str, float]]]:
-    """Mean figures of every method at every learning rate and number of steps, best first."""
-    jobs = {method: sweep_jobs(method, kind) for method in METHODS}
-    by_subject = sorted((job for part in jobs.values() for job in part), key=lambda j: j.number)
-    done = run_all(by_subject, store)
-    table = {}
-    for method, part in jobs.items():
-        groups: dict[str, list[Job]] = {}
-        for job in part:
-            groups.setdefault(json.dumps(job.overrides), []).append(job)
-        rows = [
-            {
-                **group[0].overrides,
-                **{
-                    name: float(np.mean([done[job.key][name] for job in group]))
-                    for name in ("id", "prompt", "id_p")
-                },
-            }
-            for group in groups.values()
-        ]
-        table[method] = sorted(rows, key=lambda row: -row["id_p"])
-    return table
-
-
-def winners_of(table: Mapping[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Learning rate and steps of the best row of every method in the table of the sweep.
-
-    The pack's defaults have none: they are measured as a user gets them, whatever won.
-    """
-    return {
-        method: {name: rows[0][name] for name in ("learning_rate", "steps")}
-        for method, rows in table.items()
-        if method != "sefi"
-    }
-
-
-def published_winners(kind: str) -> dict[str, dict[str, Any]]:
-    """Learning rate and steps of every method but the defaults, of the repository's sweep.
-
-    A class that has no sweep of its own gets what won for people.
-    """
-    published = json.loads(WINNERS.read_text(encoding="utf-8")) if WINNERS.exists() else {}
-    return published.get(kind) or published.get("person", UNSWEPT)
 
 
 def benchmark(
@@ -231,21 +161,6 @@ def measured(seeds: Sequence[int], size: Size) -> str:
     )
 
 
-def sweep_markdown(table: Mapping[str, list[dict[str, float]]]) -> str:
-    """The sweep as a table, best first in every method."""
-    lines = [
-        "| method | learning rate | steps | ID | Prompt | ID(P) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method, rows in table.items():
-        for row in rows:
-            lines.append(
-                f"| {TITLES[method]} | {row['learning_rate']:g} | {row['steps']} | "
-                f"{row['id']:.3f} | {row['prompt']:.3f} | {row['id_p']:.3f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -256,17 +171,9 @@ def main() -> int:
         raise SystemExit(f"SEEDS has {VALIDATION_SEED}, whose subjects chose the settings")
     output = OUTPUT / kind
     output.mkdir(parents=True, exist_ok=True)
-    store = output / "rows.jsonl"
-    if quick:
-        winners = published_winners(kind)
-    else:
-        table = sweep(kind, store)
-        (output / "sweep.md").write_text(sweep_markdown(table), encoding="utf-8")
-        winners = winners_of(table)
-        (output / "winners.json").write_text(json.dumps(winners, indent=1), encoding="utf-8")
     size = QUICK if quick else FULL
     size = replace(size, subjects=int(os.environ.get("SUBJECTS") or size.subjects))
-    rows = benchmark(seeds, kind, size, winners, store)
+    rows = benchmark(seeds, kind, size, published_winners(kind), output / "rows.jsonl")
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     page = f"{measured(seeds, size)}\n\n{markdown(figures)}"

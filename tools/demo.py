@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .comfyui import REPOSITORY
 from .grid import labelled_grid
@@ -57,13 +57,13 @@ def main() -> None:
     started = time.monotonic()
     photo, checkpoint = os.environ.get("PHOTO"), os.environ.get("CKPT")
     seed = int(os.environ.get("SEED") or 1)
+    picture = (
+        upright(Path(photo).expanduser()) if photo else Image.fromarray(draw(seed, "portrait"))
+    )
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
     portrait = OUTPUT / "portrait.png"
-    if photo:
-        Image.open(Path(photo).expanduser()).convert("RGB").save(portrait)
-    else:
-        Image.fromarray(draw(seed, "portrait")).save(portrait)
+    picture.save(portrait)
     if not checkpoint:
         print("No CKPT given: the miniature model is used, which knows drawn faces only.")
 
@@ -94,6 +94,11 @@ def main() -> None:
         figures |= judge(pictures, seed)
     print(f"Look at {(OUTPUT / 'grid.png').relative_to(REPOSITORY)}.")
     print(json.dumps(figures))
+
+
+def upright(photo: Path) -> Image.Image:
+    """A photo as its camera was held, in RGB. A PNG does not keep the note that says how."""
+    return ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
 
 
 def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
+[[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python  # made before, by whichever was chosen then
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.12" >&2; exit 1; }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, os.environ.get("COMFYUI_PATH") or str(ROOT / ".comfyui" / "ComfyUI"))
+# As a file: its package would have to come before ComfyUI's own packages on the path.
+tools_comfyui = runpy.run_path(str(ROOT / "tools" / "comfyui.py"))
+sys.path.insert(0, str(tools_comfyui["comfyui_path"]()))
 
 import comfy.options  # noqa: E402
 
