@@ -20,6 +20,7 @@ import numpy as np
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
+from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
 from .methods import INITIAL
@@ -137,7 +138,7 @@ def main() -> int:
     wanted = [job for name in jobs for job in jobs_of({}, subjects_of(name))]
     wanted += [job for part in jobs.values() for same in part.values() for job in same]
     done = run_all(wanted, OUTPUT / "rows.jsonl")
-    lines = [line for name in jobs for line in table(name, done)]
+    lines = [measured_at(), *(line for name in jobs for line in table(name, done))]
     figures = {
         name: {
             value: round(means([done[job.key] for job in same])["id_p"], 4)
@@ -145,7 +146,7 @@ def main() -> int:
         }
         for name, part in jobs.items()
     }
-    (OUTPUT / "tables.md").write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+    (OUTPUT / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(figures) + "\n")
     return 0
 

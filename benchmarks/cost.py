@@ -3,8 +3,9 @@
 Measured side by side on the miniature and on a Stable Diffusion 1.5 with random weights: a step of
 SeFi Train Identity against the floor (the frozen U-Net forward and backward and two passes of the
 text encoder), against diffusers' textual inversion and core's TrainLoraNode; sampling with and
-without identities; peak memory; and how all this grows. All figures are medians of ratios that
-were taken in turns, as many as it takes to say on which side of its bar each is. ``QUICK=1`` leaves
+without identities; peak memory; and how all this grows. Times are processor time on a CPU, and
+their figures medians of ratios that were taken in turns, as many as it takes to say on which side
+of its bar each is; memory and the time before the first step are measured once. ``QUICK=1`` leaves
 out the full shape. The growth is drawn into ``output/bench-cost/growth.png``. The last line is one
 JSON object; exits with 1 when a bar is missed.
 """
@@ -136,13 +137,19 @@ def interleaved(
                 times[name].append(seconds)
         if number >= plan.rounds and all(settled(of(times), bar) for of, bar in barred):
             break
+    else:
+        near = [bar for of, bar in barred if not settled(of(times), bar)]
+        logger.warning("after %d rounds still too near to tell: bar %s", plan.most_rounds, near)
     return times
 
 
 def settled(values: Sequence[float], bar: float) -> bool:
-    """Whether their median is on one side of the bar beyond chance: a sign test at 5 %."""
+    """Whether their median is on one side of the bar beyond chance, by a sign test.
+
+    It asks for three standard deviations, because it is made again after every round.
+    """
     above = sum(value > bar for value in values)
-    return abs(2 * above - len(values)) > 1.96 * sqrt(len(values))
+    return abs(2 * above - len(values)) > 3 * sqrt(len(values))
 
 
 def ratios(one: str, other: str) -> Ratios:

@@ -25,6 +25,7 @@ import numpy as np
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
+from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
 from .methods import LORA, TITLES
@@ -154,10 +155,10 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 
 def measured(seeds: Sequence[int], size: Size) -> str:
-    """How much was measured, in words."""
+    """What was measured, in words."""
     return (
         f"`SEEDS` {' '.join(map(str, seeds))}: {size.subjects * len(seeds)} identities, "
-        f"{size.prompts} prompts, {size.draws} pictures of each."
+        f"{size.prompts} prompts, {size.draws} pictures of each. {measured_at()}"
     )
 
 

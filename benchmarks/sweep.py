@@ -20,6 +20,7 @@ import numpy as np
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
+from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .methods import LORA, METHODS, TITLES
 from .subjects import VALIDATION_SEED
@@ -110,7 +111,8 @@ def main() -> int:
     done = run_all(sorted(jobs, key=lambda job: job.number), output / "rows.jsonl")
     table = {method: rows_of(method, kind, done) for method in METHODS}
     winners = winners_of(table)
-    (output / "table.md").write_text(markdown(table), encoding="utf-8")
+    page = f"{measured_at()}\n\n{markdown(table)}"
+    (output / "table.md").write_text(page, encoding="utf-8")
     (output / "winners.json").write_text(json.dumps(winners, indent=1), encoding="utf-8")
     sys.stdout.write(json.dumps(winners) + "\n")
     return 0

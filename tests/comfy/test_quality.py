@@ -14,6 +14,7 @@ from sefi_ide.benchmarks import (
     publish,
     quality,
     subjects,
+    sweep,
 )
 from sefi_ide.benchmarks.measures import interval
 from sefi_ide.benchmarks.miniature import MiniSDRuntime, render, wishes, world
@@ -100,13 +101,35 @@ def test_r_is_0_at_the_class_word_and_1_at_named_people():
     assert interval(r["sefi"])[0] == pytest.approx((0.45 - 0.2) / 0.4)
 
 
-def test_the_sweep_chooses_for_every_method_but_the_defaults():
-    rows = [
-        {"learning_rate": 0.02, "steps": 300, "id_p": 0.6},
-        {"learning_rate": 0.005, "steps": 300, "id_p": 0.5},
-    ]
-    winners = quality.winners_of({"textual_inversion": rows, "sefi": rows})
-    assert winners == {"textual_inversion": {"learning_rate": 0.02, "steps": 300}}
+def test_the_sweep_finds_the_best_settings_of_every_method_but_the_defaults():
+    """The second rate does best with the most steps, for everybody."""
+    done = {}
+    for method in methods.METHODS:
+        tried = sweep.jobs_of(method, "person")
+        best = tried[1 * len(sweep.STEPS) + 2][0]
+        assert best["steps"] == max(sweep.STEPS)
+        for settings, part in tried:
+            found = {"id": 0.5, "prompt": 1.0, "id_p": 0.6 if settings == best else 0.5}
+            done |= {job.key: found for job in part}
+    table = {method: sweep.rows_of(method, "person", done) for method in methods.METHODS}
+    assert {len(rows) for rows in table.values()} == {9}
+    winners = sweep.winners_of(table)
+    assert winners.keys() == set(methods.METHODS) - {"sefi"}
+    assert winners["textual_inversion"] == {"learning_rate": 5e-3, "steps": 900}
+    assert winners["lora"] == {"learning_rate": 2.5e-3, "steps": 900}
+    assert len(sweep.markdown(table).splitlines()) == 2 + 9 * len(table)
+
+
+def test_the_comparison_takes_what_won_the_sweep(tmp_path, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(quality, "run_all", lambda todo, store: wanted.extend(todo) or {})
+    with pytest.raises(KeyError):
+        size = quality.Size(1, 1, 1)
+        quality.benchmark([1], "robot", size, sweep.published_winners("robot"), tmp_path / "rows")
+    settings = {job.method: job.overrides for job in wanted}
+    assert settings.pop("sefi") == settings.pop("class_word") == settings.pop("named") == {}
+    published = json.loads(sweep.WINNERS.read_text())
+    assert settings == published.get("robot", published["person"])
 
 
 def test_interval_holds_the_mean_and_narrows_with_more_identities():
@@ -201,6 +224,22 @@ def test_every_picture_has_noise_of_its_own_and_methods_share_it(monkeypatch):
     first, same, other = (seeds for _, seeds in seen)
     assert [count for count, _ in seen] == [10, 10, 10]
     assert first == same and len({*first, *other}) == 20
+
+
+def test_leak_is_measured_in_pictures_of_its_own_for_every_subject(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measures, "draw", lambda *_: None)
+    monkeypatch.setattr(measures, "quality", lambda *_: {"id_p": 0.5})
+    monkeypatch.setattr(measures, "leak", lambda mini, learned, look, seed: seen.append(seed))
+    for method, seed, number in (("class_word", 1, 0), ("named", 1, 0), ("class_word", 1, 1)):
+        jobs.run_job(jobs.Job(method, seed, number, prompts=1, draws=1))
+    assert seen[0] == seen[1] and abs(seen[2] - seen[0]) > measures.LEAK_PICTURES
+
+
+@pytest.mark.parametrize("kind", ["person", "robot"])
+def test_neighbouring_seeds_have_other_named_individuals(kind):
+    names = {subjects.named(seed, number, kind) for seed in (1, 2) for number in range(16)}
+    assert len(names) == 32
 
 
 def test_the_defaults_of_an_ablation_are_measured_once():
@@ -300,28 +339,30 @@ def test_change_tells_layout_from_detail():
 
 def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     output, docs = tmp_path / "output", tmp_path / "docs"
-    folder = output / "bench-quality" / "robot"
-    folder.mkdir(parents=True)
+    compared, swept = output / "bench-quality" / "robot", output / "bench-sweep" / "robot"
     docs.mkdir()
-    (folder / "table.md").write_text("| table |\n")
-    (folder / "sweep.md").write_text("| sweep |\n")
-    (folder / "id_prompt.png").write_bytes(b"png")
-    (folder / "winners.json").write_text(json.dumps({"sefi": {"steps": 3}}))
+    for folder in (compared, swept):
+        folder.mkdir(parents=True)
+        (folder / "table.md").write_text(f"| {folder.parent.name} |\n")
+    (compared / "id_prompt.png").write_bytes(b"png")
+    (swept / "winners.json").write_text(json.dumps({"lora": {"steps": 3}}))
     parts = {"only K": dict.fromkeys(publish.PARTS_FIGURES, 0.25)}
     (output / "bench-figures").mkdir()
     (output / "bench-figures" / "keys_values.json").write_text(json.dumps(parts))
     winners = tmp_path / "winners.json"
-    winners.write_text(json.dumps({"person": {"sefi": {"steps": 9}}}))
+    winners.write_text(json.dumps({"person": {"lora": {"steps": 9}}}))
     monkeypatch.setattr(publish, "OUTPUT", output)
     monkeypatch.setattr(publish, "DOCS", docs)
     monkeypatch.setattr(publish, "WINNERS", winners)
     assert publish.main() == 0
     page = (docs / "quality_robots.md").read_text()
-    assert "KIND=robot make bench-quality" in page and "| table |" in page and "| sweep |" in page
+    assert "KIND=robot make bench-quality" in page and "| bench-quality |" in page
+    page = (docs / "sweep_robots.md").read_text()
+    assert "KIND=robot make bench-sweep" in page and "| bench-sweep |" in page
     assert (docs / "id_prompt_robots.png").read_bytes() == b"png"
     assert json.loads(winners.read_text()) == {
-        "person": {"sefi": {"steps": 9}},
-        "robot": {"sefi": {"steps": 3}},
+        "person": {"lora": {"steps": 9}},
+        "robot": {"lora": {"steps": 3}},
     }
     assert "| only K | 0.250 |" in (docs / "figures.md").read_text()
     assert not (docs / "quality_people.md").exists()
