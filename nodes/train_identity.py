@@ -48,8 +48,8 @@ class SeFiTrainIdentity(io.ComfyNode):
                     "masks",
                     optional=True,
                     tooltip=(
-                        "One face mask per photo, of its size, from SeFi Face Mask. The pictures "
-                        "are cropped around it, and it can guide the training."
+                        "One mask per photo, of its size, from SeFi Face Mask or painted. The "
+                        "pictures are cropped around it, and only what is inside is learned."
                     ),
                 ),
                 io.String.Input(
@@ -197,8 +197,8 @@ def _advanced_inputs() -> list[io.Input]:
             round=False,
             advanced=True,
             tooltip=(
-                "Weight (lambda) of the face-wise attention loss, a factor. Higher obeys prompts "
-                "more and looks less like the photo; 0 turns it off. The paper has 0.003."
+                "Weight (lambda) of the face-wise attention loss, a factor, which keeps the name's "
+                "attention where the class word's is; 0 turns it off. The paper has 0.003."
             ),
         ),
         io.Float.Input(
