@@ -99,7 +99,8 @@ class SeFiAttentionMap(io.ComfyNode):
         image: io.Image.Type | None = None,
     ) -> io.NodeOutput:
         with raised_by("SeFi Attention Map"):
-            chosen = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
+            asked = (" ".join(word.split()) for word in words.split(","))
+            chosen = list(dict.fromkeys(word for word in asked if word))
             if not chosen:
                 raise SeFiError("words is empty: name at least one word of the prompt")
             found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)

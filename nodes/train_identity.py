@@ -68,7 +68,8 @@ class SeFiTrainIdentity(io.ComfyNode):
                     multiline=True,
                     tooltip=(
                         "What the photo shows beside the person, such as: smiling, on the beach. "
-                        "One line per photo, or one for all. It is left out of what is learned. "
+                        "One line per photo, or one for all; a list has one per photo. It is left "
+                        "out of what is learned. "
                         "auto: the model itself looks for an expression. Empty: nothing."
                     ),
                 ),
@@ -114,11 +115,13 @@ class SeFiTrainIdentity(io.ComfyNode):
         masks: list[io.Mask.Type] | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
+        captions = settings.pop("captions")
+        lines = captions if len(captions) > 1 else captions[0].split("\n")
+        captions = tuple(" ".join(line.split()) for line in lines)
         settings = {key: values[0] for key, values in settings.items()}
         name, class_word = settings.pop("name"), settings.pop("class_word")
         start = settings.pop("identity", None)
         lines = settings.pop("templates").splitlines()
-        captions = tuple(line.strip() for line in settings.pop("captions").split("\n"))
         with raised_by(DISPLAY_NAME):
             chosen = TrainingSettings(
                 templates=tuple(line.strip() for line in lines if line.strip()),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+from types import MethodType
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class AppliedIdentity:
 class IdentityEncoder:
     """Replaces the method ``encode_token_weights`` of ComfyUI's text encoder.
 
-    ``original`` is the replaced method, ``applied`` maps the identities' names to what is applied.
+    ``text_encoder`` is ComfyUI's own, ``original`` its replaced method, and ``applied`` maps the
+    identities' names to what is applied.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class IdentityEncoder:
         context: torch.Tensor,
         pooled: torch.Tensor | None,
     ) -> Payload:
+        base = context.clone()  # the registry must not keep the context itself alive
         encoded: dict[object, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
         def encode(
@@ -102,7 +105,7 @@ class IdentityEncoder:
             if call not in encoded:
                 vectors = self._vectors(tokens, role, applied, stages)
                 substituted = substitute(tokens, vectors)
-                encoded[call] = self.original(substituted)[:2] if vectors else (context, pooled)
+                encoded[call] = self.original(substituted)[:2] if vectors else (base, pooled)
             return encoded[call]
 
         phases = []
@@ -124,7 +127,7 @@ class IdentityEncoder:
                 break
         return {
             "names": sorted(applied),
-            "base": context.clone(),
+            "base": base,
             "pooled": pooled,
             "phases": phases,
         }
@@ -147,6 +150,8 @@ class IdentityEncoder:
             if strength != 1:
                 for encoder, rows in vectors[name].items():
                     ids = placeholder_ids(tokens[encoder], name)
+                    if not ids:
+                        continue  # SDXL's two prompts differ, and it is in the other one
                     class_word = token_embeddings(self.text_encoder, encoder, ids)
                     rows = torch.cat([rows, rows[-1:].expand(len(ids) - len(rows), -1)])
                     vectors[name][encoder] = torch.lerp(class_word, rows, strength)
@@ -168,17 +173,19 @@ def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
     """
     clone = with_placeholders(clip, [applied.identity])
     previous = identity_encoder(clip)
-    text_encoder = copy.copy(clip.cond_stage_model)
-    # Attributes of the object are an earlier clone's encoder, or what ComfyUI left of a patch.
-    vars(text_encoder).pop(REPLACED, None)
+    # The encoder refers to the original only: a cycle would keep the weights of a checkpoint that
+    # nobody uses any more.
+    original = previous.text_encoder if previous else clip.cond_stage_model
+    # The class's method, because the object may have one that ComfyUI left of a patch.
+    method = MethodType(type(original).encode_token_weights, original)
     encoder = IdentityEncoder(
-        clip.patcher.object_patches.get(REPLACED, text_encoder.encode_token_weights),
-        text_encoder,
+        clip.patcher.object_patches.get(REPLACED, method),
+        original,
         {**(previous.applied if previous else {}), applied.identity.name: applied},
         previous.registry if previous else Registry(),
     )
-    setattr(text_encoder, REPLACED, encoder)
-    clone.cond_stage_model = text_encoder
+    clone.cond_stage_model = copy.copy(original)
+    setattr(clone.cond_stage_model, REPLACED, encoder)
     return clone
 
 

@@ -170,7 +170,9 @@ def token_embeddings(
     model = getattr(text_encoder, f"clip_{encoder}")
     table = model.transformer.get_input_embeddings()
     device = model.execution_device or table.weight.device  # as SDClipModel.forward chooses it
-    return table(torch.tensor(ids, device=device), out_dtype=torch.float32).cpu()
+    with torch.inference_mode():  # samplers have made ComfyUI's cast buffers in it
+        rows = table(torch.tensor(ids, device=device), out_dtype=torch.float32)
+    return rows.to("cpu", torch.float32, copy=True)
 
 
 def embedding_units(clip: CLIP) -> dict[str, float]:

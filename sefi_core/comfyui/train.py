@@ -150,7 +150,7 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
     return heat / heat.max().clamp_min(1e-12)
 
 
-@torch.no_grad()
+@torch.inference_mode()  # as any sampler, with whom ComfyUI's cast buffers are shared
 def sample_picture(
     model: ModelPatcher, clip: CLIP, vae: VAE, identity: Identity, prompt: str, side: int
 ) -> torch.Tensor:
@@ -166,7 +166,7 @@ def sample_picture(
         model, noise, PREVIEW_STEPS, PREVIEW_CFG, "euler", "normal", positive, negative, latent,
         disable_pbar=True, seed=PREVIEW_SEED,
     )  # fmt: skip
-    return vae.decode(samples)[0].clone()
+    return vae.decode(samples)[0]
 
 
 def _class_word_identity(
@@ -176,8 +176,10 @@ def _class_word_identity(
     check_name(name)
     class_word = check_class_word(class_word)
     family = family_of(model)
-    if family not in TRAINABLE_FAMILIES or model.model.concat_keys:
-        kind = "an inpainting" if model.model.concat_keys else f"a {family}"
+    trainable = family in TRAINABLE_FAMILIES
+    channels = model.model.model_config.unet_config.get("in_channels")
+    if not trainable or channels != model.get_model_object("latent_format").latent_channels:
+        kind = "an inpainting or editing" if trainable else f"a {family}"
         raise SeFiError(
             f"model is {kind} model, and training knows ordinary Stable Diffusion 1.x only: load "
             "such a checkpoint"
@@ -230,7 +232,9 @@ def _with_expressions(
 @torch.no_grad()
 def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> torch.Tensor:
     """Latents (N, C, h, w) of pictures, scaled as the U-Net sees them."""
-    latents = torch.cat([vae.encode(picture[None]) for picture in pictures]).clone().float()
+    with torch.inference_mode():
+        latents = torch.cat([vae.encode(picture[None]) for picture in pictures])
+    latents = latents.to(torch.float32, copy=True)
     if latents.shape[1] != model.get_model_object("latent_format").latent_channels:
         raise SeFiError("vae does not fit the model: connect the VAE of the same checkpoint")
     if not torch.isfinite(latents).all():

@@ -179,6 +179,13 @@ def _layer_norm(layer: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def _embedding(layer: nn.Embedding, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Rows of a frozen table, looked up in inference mode as a sampler does."""
+    with torch.inference_mode():
+        rows = type(layer).forward(layer, ids, **options)
+    return rows.clone()
+
+
 def _kept(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """A copy that autograd may save; norms have few weights."""
     return None if tensor is None else tensor.clone()
@@ -203,6 +210,7 @@ _FORWARDS: tuple[tuple[type[nn.Module], Callable[..., torch.Tensor]], ...] = (
     (nn.Conv2d, _conv2d),
     (nn.GroupNorm, _group_norm),
     (nn.LayerNorm, _layer_norm),
+    (nn.Embedding, _embedding),
     (CLIPLayer, _clip_layer),
 )
 

@@ -334,6 +334,11 @@ def test_the_node(world):
     assert strips[0].max() > 0.8 and not torch.equal(strips[0], strips[1])
 
 
+def test_a_word_on_two_lines(world):
+    heat, maps = execute(world, words="photo, red\nhair")
+    assert len(heat) == len(maps) == 2
+
+
 def test_the_node_over_a_picture(world):
     picture = torch.rand(1, 96, 160, 4)
     heat, maps = execute(world, image=picture)

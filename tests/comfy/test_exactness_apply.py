@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 
 import comfy.sample
 import comfy.samplers
@@ -289,8 +290,9 @@ def test_a_patcher_with_another_model_does_not_lose_the_identity(loaded, word, w
     assert CONDITIONING_KEY not in encode(loaded[1], TEXT)[0][1]  # the CLIP that was given
 
 
-def test_hundreds_of_prompts_do_not_pile_up(loaded, word):
-    model, clip = apply(loaded, identity(word, stages=1))
+@pytest.mark.parametrize("strength_k", [1.0, 0.0])
+def test_hundreds_of_prompts_do_not_pile_up(loaded, word, strength_k):
+    model, clip = apply(loaded, identity(word, stages=1), strength_k)
     registry = identity_encoder(clip).registry
     for number in range(100):
         encode(clip, f"<anna> {number}")
@@ -301,6 +303,18 @@ def test_hundreds_of_prompts_do_not_pile_up(loaded, word):
     assert len(registry) >= len(kept)  # each is still in use and may need its payload
     encode(clip, "<anna> 1")
     assert sum(torch.equal(p["base"], kept[1][0][0]) for p in registry) == 1
+
+
+def test_a_clip_that_nobody_uses_is_gone_at_once(loaded, word):
+    """Else the weights of a checkpoint would wait for the garbage collector."""
+    clip = apply(apply(loaded, identity(word)), identity(word, name="ben"))[1]
+    seen = weakref.ref(clip.cond_stage_model)
+    gc.disable()
+    try:
+        del clip
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_of_a_run_stays_in_the_model(loaded, word):

@@ -162,6 +162,13 @@ def test_an_empty_last_line_is_the_caption_of_the_last_photo(models):
     assert identity.training["captions"] == ["smiling", ""]
 
 
+def test_a_list_of_captions_has_one_for_each_photo(models):
+    """As from a node that describes photos."""
+    photos = [photo_and_mask()[0]] * 2
+    identity = run(models, photos, steps=1, captions=["smiling,\non the beach ", "sad"])[0]
+    assert identity.training["captions"] == ["smiling, on the beach", "sad"]
+
+
 def test_the_identity_goes_through_a_file_into_a_picture(models, trained, tmp_path):
     model, clip, vae = models
     path = tmp_path / "anna.safetensors"
@@ -288,9 +295,11 @@ def test_an_identity_that_cannot_be_gone_on_from(models, start, said):
 
 def test_other_families_and_inpainting_models_are_refused(models, monkeypatch):
     model, clip, _ = models
-    monkeypatch.setattr(model.model, "concat_keys", ("mask", "masked_image"))
-    bad((model, clip, None), "inpainting")
-    monkeypatch.undo()
+    for channels in (9, 8):  # of Stable Diffusion 1.5 inpainting, and of InstructPix2Pix
+        config = dict(model.model.model_config.unet_config, in_channels=channels)
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model.model_config, "unet_config", config)
+            bad((model, clip, None), "an inpainting or editing model")
     monkeypatch.setattr(model.model, "model_config", comfy.supported_models.Flux({}))
     bad((model, clip, None), "Flux.*Stable Diffusion 1.x")
 

@@ -19,7 +19,7 @@ from sefi_ide.sefi_core.pictures import pair_photos
 from sefi_ide.sefi_core.training import Batch, TrainingSettings
 
 from . import random_checkpoint
-from .training_runs import with_lora
+from .training_runs import run, same, with_lora
 
 SIDE = 64
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
@@ -360,3 +360,31 @@ def test_cast_buffers_of_a_sampler_can_be_used(kind, monkeypatch):
     with torch.inference_mode(False), torch.enable_grad(), differentiable(layer):
         layer(found).square().sum().backward()
     torch.testing.assert_close(found.grad, wanted.grad)
+
+
+def test_a_training_shares_all_cast_buffers_with_samplers(mini_sd, monkeypatch):
+    """Of text encoder, autoencoder and U-Net; expressions and samples go through them too."""
+    expected = run(mini_sd, steps=1, captions="auto")
+    buffers = {}
+    real = comfy.ops.cast_bias_weight
+
+    def cast(layer, *args, offloadable=False, **options):
+        found = real(layer, *args, **options)
+        with torch.inference_mode():
+            made = [None if one is None else torch.empty_like(one) for one in found]
+        kept = buffers.setdefault((layer, *(one.dtype for one in made if one is not None)), made)
+        for buffer, tensor in zip(kept, found, strict=True):
+            if buffer is not None:
+                buffer.copy_(tensor)
+        return (*kept, None) if offloadable else tuple(kept)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
+    model, clip, vae = mini_sd
+    for module in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model):
+        for layer in module.modules():
+            if hasattr(layer, "weight_function"):  # as one whose weights are offloaded
+                monkeypatch.setattr(layer, "weight_function", [lambda weight: weight])
+    found = run(mini_sd, steps=1, captions="auto")
+    assert same(found[0], expected[0]) and found[1] == expected[1]
+    kinds = {type(layer).__name__ for layer, *_ in buffers}
+    assert kinds >= {"Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding"}

@@ -46,7 +46,11 @@ def run(models, photos=None, masks=None, **changes):
             inputs[widget.id] = widget.default
     inputs |= {"steps": 3, "resolution": 64, "preview_every": 0, "templates": "a photo of <name>"}
     inputs |= {"stages": 5, "captions": ""}  # a random model sees no expressions
-    inputs = {key: [value] for key, value in (inputs | changes).items()}
+    inputs |= changes
+    captions = inputs["captions"]
+    inputs = {key: [value] for key, value in inputs.items()}
+    if isinstance(captions, list):
+        inputs["captions"] = captions
     inputs["photos"] = [photo_and_mask()[0]] if photos is None else photos
     if masks is not None:
         inputs["masks"] = masks
