@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..sefi_core.comfyui.faces import DETECTORS, mask_faces
+from ..sefi_core.comfyui.faces import DETECTORS, detector_state, mask_faces
 from ..sefi_core.errors import raised_by
 from ..sefi_core.faces.extract import NONE_FOUND, Selection
 from ..sefi_core.faces.face import WHICH
@@ -131,6 +131,11 @@ class SeFiFaceMask(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, detector: str = "auto", **_: object) -> str:
+        """ComfyUI runs the node again when models were put into their folder."""
+        return detector_state(detector)  # a linked detector is not known yet
 
     @classmethod
     def execute(

@@ -9,7 +9,7 @@ from ..errors import SeFiError
 from .base_model import family_of
 from .encoding import AppliedIdentity, apply_to_clip, identity_encoder
 from .injection import apply_to_model
-from .text import token_widths
+from .text import check_clip, token_widths
 
 
 def apply_identity(
@@ -20,11 +20,7 @@ def apply_identity(
     Raises :class:`SeFiError` if the identity is for another kind of model, its range is empty or
     there is no CLIP.
     """
-    if clip is None:
-        raise SeFiError(
-            "the clip input is empty, as the checkpoint has no text encoder: connect the CLIP of "
-            "another loader"
-        )
+    check_clip(clip)
     applied.identity.check_fits(family_of(model), token_widths(clip))
     if applied.start_percent >= applied.end_percent:
         raise SeFiError(

@@ -19,7 +19,7 @@ from ..heatmap import resized
 from ..prompts import find_placeholders
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
 from .prompt_words import word_columns
-from .text import Tokens, placeholders_in
+from .text import Tokens, check_clip, placeholders_in
 
 PATCH = "attn2"
 Tensor = torch.Tensor
@@ -54,9 +54,10 @@ def attention_maps(
     The layers are those at half and a quarter of the latent's side. The latents are noised to
     ``timestep`` (0 to 999) with noise of ``seed``, and denoised by one step. A word's map is the
     probability of its tokens, added up, averaged over the heads. All maps of the first word come
-    first. Raises :class:`SeFiError` if a word is not in the prompt, or the model or the latent
-    cannot be used.
+    first. Raises :class:`SeFiError` if a word is not in the prompt, or the model, the CLIP or the
+    latent cannot be used.
     """
+    check_clip(clip)
     tokens = clip.tokenize(prompt)
     columns = {word: _columns(clip, tokens, word) for word in words}
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])

@@ -151,7 +151,7 @@ class IdentityEncoder:
                 for encoder, rows in vectors[name].items():
                     ids = placeholder_ids(tokens[encoder], name)
                     if not ids:
-                        continue  # SDXL's two prompts differ, and it is in the other one
+                        continue  # SDXL's two prompts may differ, and it is in the other one
                     class_word = token_embeddings(self.text_encoder, encoder, ids)
                     rows = torch.cat([rows, rows[-1:].expand(len(ids) - len(rows), -1)])
                     vectors[name][encoder] = torch.lerp(class_word, rows, strength)

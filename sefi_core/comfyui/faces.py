@@ -51,6 +51,14 @@ def open_detector(name: str) -> Detector:
         return _lbp_detector()
 
 
+def detector_state(name: str) -> str:
+    """What else than its name decides what a detector finds: other models, another state."""
+    files = insight.find_models(model_folders()) if insight.is_installed() else None
+    if files is None or name == "lbp cascade":
+        return ""
+    return f"{files} {_changed(files)}"
+
+
 def model_folders() -> list[Path]:
     """Where insightface's models are looked up: {models}/insightface, as other packs do."""
     folders = [Path(folder_paths.models_dir) / FOLDER]
@@ -79,10 +87,14 @@ def _insight_detector() -> insight.InsightDetector:
             f"{insight.PACKS[0]} into {folders[0] / 'models' / insight.PACKS[0]}, or set detector "
             "to 'lbp cascade'; the files are not downloaded for you"
         )
-    changed = tuple(
+    return _opened(files, _changed(files), not comfy.model_management.cpu_mode())
+
+
+def _changed(files: insight.ModelFiles) -> tuple[int, ...]:
+    """When the files were changed, in nanoseconds."""
+    return tuple(
         file.stat().st_mtime_ns for file in (files.detector, files.landmarks) if file is not None
     )
-    return _opened(files, changed, not comfy.model_management.cpu_mode())
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ import torch
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer
 
+from ..errors import SeFiError
 from ..identity import Identity
 from ..prompts import find_placeholders
 
@@ -82,6 +83,19 @@ class PlaceholderTokenizer:
     def _ids(self, text: str) -> list[int]:
         """The ids of a piece of text, without start and end token."""
         return self.inner(text)["input_ids"][1:-1]
+
+
+def check_clip(clip: CLIP | None) -> None:
+    """Raises :class:`SeFiError` for what loaders give in the place of a CLIP with words to mark."""
+    if clip is None:
+        raise SeFiError(
+            "the clip input is empty, as the checkpoint has no text encoder: connect the CLIP of "
+            "another loader"
+        )
+    if not token_widths(clip):
+        raise SeFiError(
+            "clip is no text encoder of Stable Diffusion: connect the CLIP of the same checkpoint"
+        )
 
 
 def encoder_names(clip: CLIP) -> list[str]:
@@ -204,7 +218,9 @@ def placeholder_ids(chunks: list[list[tuple[Any, ...]]], name: str) -> list[int]
 
 def token_widths(clip: CLIP) -> dict[str, int]:
     """Text encoder -> width of its token embeddings. Encoders that are not loaded are left out."""
-    models = {name: getattr(clip.cond_stage_model, f"clip_{name}") for name in encoder_names(clip)}
+    models = {
+        name: getattr(clip.cond_stage_model, f"clip_{name}", None) for name in encoder_names(clip)
+    }
     return {
         name: model.transformer.get_input_embeddings().weight.shape[-1]
         for name, model in models.items()

@@ -25,7 +25,7 @@ from .base_model import family_of
 from .captioning import expressions_in
 from .encoding import AppliedIdentity
 from .predictor import ComfyPredictor
-from .text import class_word_embedding, embedding_units, token_widths
+from .text import check_clip, class_word_embedding, embedding_units, token_widths
 from .trainable import differentiable
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,7 @@ def _class_word_identity(
     model: ModelPatcher, clip: CLIP, name: str, class_word: str, settings: TrainingSettings
 ) -> Identity:
     """The identity before the first step, which is the class word's embedding in every stage."""
+    check_clip(clip)
     check_name(name)
     class_word = check_class_word(class_word)
     family = family_of(model)

@@ -359,6 +359,7 @@ def test_the_node_over_a_picture(world):
             "latent has 5 dimensions",
         ),
         ({"latent": {"samples": torch.zeros(0, *SHAPE[1:])}}, "latent is empty"),
+        ({"clip": None}, "the clip input is empty"),
     ],
 )
 def test_bad_input(world, changes, message):

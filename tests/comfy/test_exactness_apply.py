@@ -14,9 +14,10 @@ import pytest
 import torch
 from comfy_extras import nodes_model_advanced
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
-from sefi_ide.sefi_core.comfyui.encoding import identity_encoder
+from sefi_ide.sefi_core.comfyui import encoding
+from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity, identity_encoder
 from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, Registry
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
+from sefi_ide.sefi_core.comfyui.text import PlaceholderToken, class_word_embedding, substitute
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity import Identity
 from sefi_ide.tests.comfy.oracle import Person, Prompt, timestep_of, training_sigmas
@@ -303,6 +304,19 @@ def test_hundreds_of_prompts_do_not_pile_up(loaded, word, strength_k):
     assert len(registry) >= len(kept)  # each is still in use and may need its payload
     encode(clip, "<anna> 1")
     assert sum(torch.equal(p["base"], kept[1][0][0]) for p in registry) == 1
+
+
+def test_a_placeholder_in_one_of_two_prompts(monkeypatch):
+    """As with CLIPTextEncodeSDXL; the other encoder has none of its tokens."""
+    monkeypatch.setattr(encoding, "token_embeddings", lambda _, __, ids: torch.zeros(len(ids), 4))
+    rows = {encoder: torch.ones(1, 2, 4) for encoder in ("l", "g")}
+    half = AppliedIdentity(Identity("anna", "person", "sdxl", rows, rows), strength_k=0.5)
+    tokens = {"l": [[(7, 1.0)]], "g": [[(PlaceholderToken(5, "anna", n), 1.0) for n in range(2)]]}
+    encoder = encoding.IdentityEncoder(None, None, {"anna": half}, Registry())
+    vectors = encoder._vectors(tokens, "keys", encoder.applied, {"anna": 0})
+    replaced = substitute(tokens, vectors)
+    assert replaced["l"] == tokens["l"]
+    torch.testing.assert_close(replaced["g"][0][1][0], torch.full((4,), 0.5))
 
 
 def test_a_clip_that_nobody_uses_is_gone_at_once(loaded, word):

@@ -40,6 +40,10 @@ def execute(image, **changes):
     return SeFiFaceMask.execute(image, **{**arguments, **changes}).result
 
 
+def fingerprint(detector="auto"):
+    return SeFiFaceMask.fingerprint_inputs(image=None, detector=detector, region="face")
+
+
 def image(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture[None] / np.float32(255))
 
@@ -115,13 +119,18 @@ def test_auto_uses_models_as_soon_as_they_are_there(models):
     picture = image(red_squares(640, 640, (320, 256)))
     with pytest.raises(SeFiError, match="no face was found"):
         execute(picture)
+    prints = [fingerprint()]
     folder = models / "insightface" / "models" / "buffalo_l"
     save_detector(folder / "det_10g.onnx")
+    prints.append(fingerprint())
     first = execute(picture)
     assert first[3] == 1 and first[0][0, 256, 320] == 1
     save_landmarks(folder / "2d106det.onnx")
+    prints.append(fingerprint())
     second = execute(picture)
     assert not torch.equal(first[0], second[0])  # now it follows the landmarks
+    assert len(set(prints)) == 3 and fingerprint() == prints[-1]  # else ComfyUI runs it once
+    assert fingerprint("lbp cascade") == ""
 
 
 def test_models_in_a_folder_of_extra_model_paths(models, tmp_path, monkeypatch):

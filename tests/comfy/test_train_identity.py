@@ -311,6 +311,17 @@ def test_a_clip_of_another_model_is_refused(models, monkeypatch):
     bad((model, clip, None), "clip does not fit")
 
 
+def test_a_checkpoint_without_text_encoder_is_refused(models):
+    bad((models[0], None, models[2]), "the clip input is empty")
+
+
+def test_a_text_encoder_without_words_to_mark_is_refused(models, monkeypatch):
+    """As the CLIP of a T5 alone, or a tokenizer for two encoders with only the other loaded."""
+    model, clip, vae = models
+    monkeypatch.delitem(clip.cond_stage_model._modules, "clip_l")
+    bad((model, clip, vae), "clip is no text encoder of Stable Diffusion")
+
+
 def test_a_lora_in_bypass_mode_is_refused(mini_sd):
     model, clip, vae = mini_sd
     name, key = next(

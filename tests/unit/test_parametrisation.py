@@ -81,7 +81,7 @@ def test_every_stage_role_and_encoder_can_be_learned(kind):
         )
 
     before = error().item()
-    for _ in range(150):
+    for _ in range(300):
         optimizer.zero_grad()
         error().backward()
         optimizer.step()
