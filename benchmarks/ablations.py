@@ -23,7 +23,7 @@ from .comfyui import REPOSITORY
 from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
-from .methods import INITIAL
+from .methods import INITIAL, MASKS
 from .subjects import VALIDATION_SEED
 
 # isort: split
@@ -56,6 +56,9 @@ TABLES: dict[str, Variants] = {
         "both": {"levels": [2, 4]},
     },
     "stages": _values("stages", 1, 3, 5, 7, 10),
+    "stages with 300 steps each": {
+        str(stages): {"stages": stages, "steps": 300 * stages} for stages in (1, 3, 5)
+    },
     "parametrisation": {
         "direct": {},
         "K and V shared": {"parametrisation": "shared"},
@@ -72,11 +75,17 @@ TABLES: dict[str, Variants] = {
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "batch size": _values("batch_size", 1, 2),
+    "mask": _values("mask", *MASKS),
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},
 }
 
 
-_DEFAULTS = {**vars(TrainingSettings()), "initial": INITIAL[0], "levels": list(LEVELS)}
+_DEFAULTS = {
+    **vars(TrainingSettings()),
+    "initial": INITIAL[0],
+    "levels": list(LEVELS),
+    "mask": MASKS[0],
+}
 
 
 def subjects_of(name: str) -> int:

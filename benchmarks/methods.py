@@ -58,6 +58,9 @@ TITLES = {
 PLACEHOLDER = "subject"
 INITIAL = ("class word", "zero", "random")
 """What training can start from; the pack starts from the first."""
+MASKS = ("head", "ellipse", "larger ellipse", "none")
+"""Which masks photos can have: the head as it was drawn; an ellipse over it, as SeFi Face Mask
+makes one, that touches the head's bounding box or is a quarter larger; none."""
 
 
 class Learned(NamedTuple):
@@ -104,17 +107,37 @@ def learn_identity(
 ) -> Identity:
     """The identity that one of ``IDENTITY_METHODS`` learns.
 
-    Beside settings, ``overrides`` may have two things that are no settings of the pack:
-    ``initial``, one of ``INITIAL``, and ``levels``, those of the U-Net whose attention counts.
+    Beside settings, ``overrides`` may have three things that are no settings of the pack:
+    ``initial``, one of ``INITIAL``; ``levels``, those of the U-Net whose attention counts; and
+    ``mask``, one of ``MASKS``.
     """
     changed = {**IDENTITY_METHODS[method], **overrides}
     initial, levels = changed.pop("initial", INITIAL[0]), changed.pop("levels", predictor.LEVELS)
+    mask = changed.pop("mask", MASKS[0])
+    photos = [with_mask(photo, mask) for photo in photos]
     settings = TrainingSettings(**{**changed, "resolution": 128, "preview_every": 0})
     start = None if initial == INITIAL[0] else _start(mini, class_word, settings, initial)
     with mock.patch.object(predictor, "LEVELS", tuple(levels)):
         return train_identity(
             mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings, start
         ).identity
+
+
+def with_mask(photo: Photo, kind: str) -> Photo:
+    """A photo, whose mask is that of the head, with a mask of :data:`MASKS`."""
+    if kind == "head":
+        return photo
+    if kind == "none":
+        return photo._replace(mask=None)
+    size = 1.25 if kind == "larger ellipse" else 1.0
+    rows, columns = (photo.mask > 0.5).nonzero(as_tuple=True)
+    distance = 0.0
+    for places, side in ((rows, 0), (columns, 1)):
+        low, high = places.min().item(), places.max().item() + 1
+        centres = torch.arange(photo.mask.shape[side]) + 0.5
+        along = (2 * centres - low - high) / (size * (high - low))
+        distance = distance + along.square().unsqueeze(1 - side)
+    return photo._replace(mask=(distance <= 1).float())
 
 
 def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> Identity:
