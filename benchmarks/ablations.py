@@ -32,7 +32,7 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE, CLOSE_SUBJECTS = ("attention loss", "captions", "learning rate"), 16
+CLOSE, CLOSE_SUBJECTS = ("attention loss", "captions", "learning rate", "steps"), 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
@@ -46,6 +46,10 @@ def _values(name: str, *values: Any) -> Variants:
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
     "attention loss": {"none": {"attention_weight": 0.0}, "lambda 0.003": {}},
+    "attention loss at 900 steps": {
+        "none": {"attention_weight": 0.0, "steps": 900},
+        "lambda 0.003": {"steps": 900},
+    },
     "lambda at twice the learning rate": {
         str(value): {"attention_weight": value, "learning_rate": 1e-2}
         for value in (0.0, 3e-3, 1e-2)
@@ -71,7 +75,7 @@ TABLES: dict[str, Variants] = {
     },
     "captions": {"none": {"captions": ()}, "the model's own guess": {}},
     "learning rate": _values("learning_rate", 2.5e-3, 5e-3, 1e-2),
-    "steps": _values("steps", 150, 300, 600),
+    "steps": _values("steps", 150, 300, 600, 900),
     "initial value": _values("initial", *INITIAL),
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "batch size": _values("batch_size", 1, 2),
