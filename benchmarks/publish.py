@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 
 from .comfyui import REPOSITORY
 from .sweep import WINNERS
@@ -42,7 +43,7 @@ def publish_quality(kind: str) -> None:
         (folder / "table.md").read_text(encoding="utf-8").strip(),
         f"![Identity against prompt](id_prompt_{plural}.png)",
     ]
-    (DOCS / f"quality_{plural}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _write(f"quality_{plural}.md", parts)
     shutil.copyfile(folder / "id_prompt.png", DOCS / f"id_prompt_{plural}.png")
     logger.info("published %s", plural)
 
@@ -60,7 +61,7 @@ def publish_sweep(kind: str) -> None:
         "defaults are as they are.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
     ]
-    (DOCS / f"sweep_{plural}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _write(f"sweep_{plural}.md", parts)
     winners = json.loads(WINNERS.read_text(encoding="utf-8"))
     winners[kind] = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
     WINNERS.write_text(json.dumps(winners, indent=1) + "\n", encoding="utf-8")
@@ -69,6 +70,11 @@ def publish_sweep(kind: str) -> None:
 
 def _command(target: str, kind: str) -> str:
     return f"make {target}" if kind == "person" else f"KIND={kind} make {target}"
+
+
+def _write(name: str, paragraphs: Sequence[str]) -> None:
+    """A page of ``docs/``."""
+    (DOCS / name).write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 
 def publish_ablations() -> None:
@@ -83,8 +89,7 @@ def publish_ablations() -> None:
         "Of six identities such an interval is too narrow: it holds the true mean 87 times in a "
         "hundred, of sixteen 92 times."
     )
-    text = "\n\n".join(["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
-    (DOCS / "ablations.md").write_text(text + "\n", encoding="utf-8")
+    _write("ablations.md", ["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
     logger.info("published ablations")
 
 
@@ -115,7 +120,7 @@ def publish_figures() -> None:
         "are from the class word's, root mean square: of squares of 16 pixels, and of the rest.",
         "\n".join(table),
     ]
-    (DOCS / "figures.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    _write("figures.md", text)
     logger.info("published figures")
 
 

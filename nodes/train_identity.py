@@ -116,8 +116,8 @@ class SeFiTrainIdentity(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         captions = settings.pop("captions")
-        lines = captions if len(captions) > 1 else captions[0].split("\n")
-        captions = tuple(" ".join(line.split()) for line in lines)
+        captions = captions if len(captions) > 1 else captions[0].split("\n")
+        captions = tuple(" ".join(caption.split()) for caption in captions)
         settings = {key: values[0] for key, values in settings.items()}
         name, class_word = settings.pop("name"), settings.pop("class_word")
         start = settings.pop("identity", None)

@@ -53,10 +53,10 @@ def open_detector(name: str) -> Detector:
 
 def detector_state(name: str) -> str:
     """What else than its name decides what a detector finds: other models, another state."""
-    files = insight.find_models(model_folders()) if insight.is_installed() else None
-    if files is None or name == "lbp cascade":
+    if name == "lbp cascade" or not insight.is_installed():
         return ""
-    return f"{files} {_changed(files)}"
+    files = insight.find_models(model_folders())
+    return "" if files is None else f"{files} {_changed(files)}"
 
 
 def model_folders() -> list[Path]:
