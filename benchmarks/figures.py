@@ -6,7 +6,7 @@ with parts of a learned identity, the class word's embedding in the place of the
 only V, only one stage. What those parts do is measured over several people; the last line is one
 JSON object of ``id`` and of how much the picture differs from the class word's, in layout (what is
 left of the difference after blurring) and in detail (the rest). Learning rates and steps are the
-published winners of the quality benchmark.
+published winners of the sweep.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .measures import LEAK_TIMESTEPS, draw, quality
 from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
 from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
-from .quality import published_winners
 from .subjects import Subject, noise_seeds, prompts
+from .sweep import published_winners
 
 # isort: split
 from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
