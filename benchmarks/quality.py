@@ -54,7 +54,7 @@ class Size:
     draws: int
 
 
-FULL, QUICK = Size(16, 30, 2), Size(3, 10, 1)
+FULL, QUICK = Size(16, 30, 2), Size(2, 10, 1)
 
 
 def benchmark(
