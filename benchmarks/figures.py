@@ -44,6 +44,8 @@ PEOPLE, PROMPTS = 4, 10
 BLUR = 16
 """Side in pixels of the squares that layout is compared in."""
 STAGES = 5
+NEITHER = "class word"
+"""Title of an identity of which nothing is left; the others are compared with it."""
 
 
 def attention_figure(mini: MiniSDRuntime) -> None:
@@ -67,9 +69,14 @@ def attention_figure(mini: MiniSDRuntime) -> None:
 
 
 def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iterator:
-    """(title, identity) with only a part of what was learned, noisiest stage first."""
+    """(title, identity) with only a part of what was learned: nothing, then all, then parts.
+
+    Stages come noisiest first. Nothing learned is not the prompt with the class word written out,
+    which has an article more.
+    """
     ((encoder, rows),) = class_word.items()
     plain = {encoder: rows.expand_as(identity.keys[encoder])}
+    yield NEITHER, replace(identity, keys=plain, values=plain)
     yield "K and V", identity
     yield "only K", replace(identity, values=plain)
     yield "only V", replace(identity, keys=plain)
@@ -93,15 +100,17 @@ def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
     for number in range(PEOPLE):
         subject = Subject(SEED, number, KIND)
         noise = [*noise_seeds(SEED, number, len(asked)), SEED]
-        plain = draw(mini, Learned(mini.model, mini.clip, KIND), drawn, noise, KIND)
-        columns.setdefault("class word", []).append(plain[-1])
         identity = learn_identity(mini, "sefi", subject.photos(1), KIND, overrides)
-        for title, part in parts_of(identity, class_word_embedding(mini.clip, KIND)):
-            pictures = draw(mini, with_identity(mini, part), drawn, noise, KIND)
-            columns.setdefault(title, []).append(pictures[-1])
-            references = subject.renders(asked)
-            found = quality(judge, pictures[:-1], asked, references)
-            rows.setdefault(title, []).append(found | change(pictures[:-1], plain[:-1]))
+        references = subject.renders(asked)
+        pictures = {
+            title: draw(mini, with_identity(mini, part), drawn, noise, KIND)
+            for title, part in parts_of(identity, class_word_embedding(mini.clip, KIND))
+        }
+        plain = pictures[NEITHER][:-1]
+        for title, drawings in pictures.items():
+            columns.setdefault(title, []).append(drawings[-1])
+            found = quality(judge, drawings[:-1], asked, references)
+            rows.setdefault(title, []).append(found | change(drawings[:-1], plain))
         logger.info("%d of %d people", number + 1, PEOPLE)
     save_panels(columns, OUTPUT / "keys_values.png")
     return {

@@ -18,6 +18,7 @@ from sefi_ide.benchmarks import (
 )
 from sefi_ide.benchmarks.measures import interval
 from sefi_ide.benchmarks.miniature import MiniSDRuntime, render, wishes, world
+from sefi_ide.sefi_core.identity import Identity
 
 GOOD = {
     "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
@@ -348,6 +349,30 @@ def test_change_tells_layout_from_detail():
     striped = figures.change(stripes, grey)
     assert striped["layout"] == pytest.approx(0.0, abs=1e-6)
     assert striped["detail"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_parts_keep_what_their_title_says():
+    """Each stage and role is learned, or the class word's, as the title of the part tells."""
+    word = torch.full((1, 4), 9.0)
+    keys, values = torch.rand(3, 1, 4), torch.rand(3, 1, 4)
+    learned = Identity("anna", "person", "sd1", {"l": keys}, {"l": values})
+    kept = {
+        title: tuple((rows["l"] != word).all(2)[:, 0].tolist() for rows in (part.keys, part.values))
+        for title, part in figures.parts_of(learned, {"l": word})
+    }
+    none, everything = [False] * 3, [True] * 3
+    # Stage 0 is the last, least noisy one.
+    noisiest, middle, last = [False, False, True], [False, True, False], [True, False, False]
+    assert kept == {
+        figures.NEITHER: (none, none),
+        "K and V": (everything, everything),
+        "only K": (everything, none),
+        "only V": (none, everything),
+        "stage 1 of 3": (noisiest, noisiest),
+        "stage 2 of 3": (middle, middle),
+        "stage 3 of 3": (last, last),
+    }
+    assert next(iter(kept)) == figures.NEITHER
 
 
 def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
