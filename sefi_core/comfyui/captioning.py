@@ -21,7 +21,7 @@ TIMESTEPS = (125, 200, 275, 350, 425, 500, 575, 650)
 """Where expressions are decided: less noise leaves nothing to explain, more hides the face."""
 
 
-@torch.inference_mode()  # as samplers, with whom ComfyUI's cast buffers are shared
+@torch.inference_mode()  # as samplers, with which ComfyUI's cast buffers are shared
 def expressions_in(
     model: ModelPatcher,
     clip: CLIP,

@@ -38,6 +38,8 @@ ATTACHMENT = "sefi_identity"
 RUN_KEY = "sefi_identity_run"
 
 Conditioning = dict[str, Any]
+Swapped = tuple[torch.Tensor, torch.Tensor] | None
+"""Keys' and values' context for a batch of contexts (rows, tokens, width), None to leave it."""
 
 
 @dataclass
@@ -63,12 +65,28 @@ class Prompt:
 
 
 @dataclass
+class Step:
+    """What the conditionings of a step stand for; one serves all steps where that is the same."""
+
+    state: Sequence[object]
+    """Places, uuids, contexts and current phases, objects by their ids."""
+    contexts: Sequence[torch.Tensor]
+    """Keeps these ids taken."""
+    prompts: dict[tuple[int, object], list[Prompt]]
+    """The rows of each conditioning, by place in the list of lists and uuid."""
+    swapped: dict[tuple[object, ...], tuple[torch.Tensor, Swapped]] = field(default_factory=dict)
+    """Device, type and places of a batch -> the contexts of the last one, and what it became."""
+
+
+@dataclass
 class Run:
     """The state of one sampling."""
 
     registries: Sequence[Registry]
-    prompts: dict[tuple[int, object], list[Prompt]] = field(default_factory=dict)
-    """The rows of each conditioning of the current step, by place in the list of lists and uuid."""
+    step: Step | None = None
+    """The current step, if there is something to swap in it."""
+    previous: Step | None = None
+    """The step before, which may serve once more."""
     segments: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     """Context -> for each of its rows the payloads in it, found once."""
     edges: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -114,12 +132,12 @@ class Injection:
             run = Run(self.registries)
             options = {**model_options.get("transformer_options", {}), RUN_KEY: run}
             model_options = {**model_options, "transformer_options": options}
-        run.prompts = _resolve(run, model, conds, timestep)
+        run.step = run.previous = _resolve(run, model, conds, timestep)
         try:
-            with uncompiled() if run.prompts else nullcontext():
+            with uncompiled() if run.step else nullcontext():
                 return executor(model, conds, x, timestep, model_options)
         finally:
-            run.prompts = {}
+            run.step = None
 
     def diffusion_model(
         self,
@@ -134,8 +152,8 @@ class Injection:
     ) -> torch.Tensor:
         """Add the patch if a row of the batch has something to swap."""
         run = transformer_options.get(RUN_KEY)
-        if run is not None and context is not None:
-            swapped = _swapped_contexts(run, context, transformer_options)
+        if run is not None and run.step is not None and context is not None:
+            swapped = _swapped_contexts(run, run.step, context, transformer_options)
             if swapped is not None:
                 patches = dict(transformer_options.get("patches", {}))
                 patches["attn2_patch"] = [_swap(*swapped), *patches.get("attn2_patch", [])]
@@ -168,8 +186,8 @@ def _resolve(
     model: BaseModel,
     conds: list[list[Conditioning] | None],
     timestep: torch.Tensor,
-) -> dict[tuple[int, object], list[Prompt]]:
-    """The prompts of a step, or nothing if none has anything to swap."""
+) -> Step | None:
+    """What the conditionings of a step stand for, or None if there is nothing to swap."""
     contexts = [
         (place, cond, cond["model_conds"]["c_crossattn"].cond)
         for place, group in enumerate(conds)
@@ -184,16 +202,28 @@ def _resolve(
         if context not in run.segments:
             run.segments[context] = _segments(run, context, owners.get(id(context), cond))
     if not any(any(run.segments[context]) for _, _, context in contexts):
-        return {}
+        return None
     sigma = float(timestep.flatten()[0])
+    phases = [
+        [[_phase(run, model, segment.payload, sigma) for segment in row] for row in segments]
+        for segments in (run.segments[context] for _, _, context in contexts)
+    ]
+    if not any(phase for rows in phases for row in rows for phase in row):
+        return None
+    state = [
+        (place, cond["uuid"], id(context), [id(phase) for row in rows for phase in row])
+        for (place, cond, context), rows in zip(contexts, phases, strict=True)
+    ]
+    if run.previous is not None and run.previous.state == state:
+        return run.previous
     prompts = {
         (place, cond["uuid"]): [
-            Prompt(row, _swaps(run, model, segments, sigma))
-            for row, segments in zip(context.split(1), run.segments[context], strict=True)
+            Prompt(row, _swaps(*found))
+            for row, *found in zip(context.split(1), run.segments[context], rows, strict=True)
         ]
-        for place, cond, context in contexts
+        for (place, cond, context), rows in zip(contexts, phases, strict=True)
     }
-    return prompts if any(prompt.swaps for group in prompts.values() for prompt in group) else {}
+    return Step(state, [context for _, _, context in contexts], prompts)
 
 
 def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[Segment]]:
@@ -225,14 +255,13 @@ def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[
 
 
 def _swaps(
-    run: Run, model: BaseModel, segments: Sequence[Segment], sigma: float
+    segments: Sequence[Segment], phases: Sequence[dict[str, Any] | None]
 ) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    swaps = []
-    for segment in segments:
-        phase = _phase(run, model, segment.payload, sigma)
-        if phase is not None:
-            swaps.append((segment.start, segment.end, phase["key"], phase["value"]))
-    return swaps
+    return [
+        (segment.start, segment.end, phase["key"], phase["value"])
+        for segment, phase in zip(segments, phases, strict=True)
+        if phase is not None
+    ]
 
 
 def _phase(run: Run, model: BaseModel, payload: Payload, sigma: float) -> dict[str, Any] | None:
@@ -261,20 +290,38 @@ def _sigma_of_percent(run: Run, model: BaseModel, percent: float) -> float:
 
 
 def _swapped_contexts(
-    run: Run, context: torch.Tensor, transformer_options: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Keys' and values' context for a batch of contexts (rows, tokens, width), or None."""
-    prompts = _prompts_of_rows(run, context, transformer_options)
+    run: Run, step: Step, context: torch.Tensor, transformer_options: dict[str, Any]
+) -> Swapped:
+    """Keys' and values' context for a batch of contexts (rows, tokens, width).
+
+    Most batches of a sampling are alike, and only compared with the one before.
+    """
+    places = tuple(
+        zip(
+            transformer_options.get("cond_or_uncond", ()),
+            transformer_options.get("uuids", ()),
+            strict=False,
+        )
+    )
+    batch = context.device, context.dtype, places
+    last, swapped = step.swapped.get(batch, (None, None))
+    if last is None or not torch.equal(last, context):
+        prompts = _prompts_of_rows(step, context, places)
+        swapped = _swapped_rows(run, context, prompts)
+        step.swapped[batch] = context, swapped
+    return swapped
+
+
+def _swapped_rows(run: Run, context: torch.Tensor, prompts: Sequence[Prompt | None]) -> Swapped:
+    """The contexts of rows that stand for these prompts."""
+    rows = context.split(1)
     swapped = {}
-    for row, prompt in zip(context.split(1), prompts, strict=True):
+    for row, prompt in zip(rows, prompts, strict=True):
         if prompt is not None and prompt.swaps and id(prompt) not in swapped:
             swapped[id(prompt)] = _swapped_row(run, row, prompt)
     if not swapped:
         return None
-    pairs = [
-        swapped.get(id(prompt), (row, row))
-        for row, prompt in zip(context.split(1), prompts, strict=True)
-    ]
+    pairs = [swapped.get(id(prompt), (row, row)) for row, prompt in zip(rows, prompts, strict=True)]
     keys, values = zip(*pairs, strict=True)
     return torch.cat(keys), torch.cat(values)
 
@@ -297,25 +344,18 @@ def _swapped_row(run: Run, row: torch.Tensor, prompt: Prompt) -> tuple[torch.Ten
 
 
 def _prompts_of_rows(
-    run: Run, context: torch.Tensor, transformer_options: dict[str, Any]
+    step: Step, context: torch.Tensor, places: Sequence[tuple[int, object]]
 ) -> list[Prompt | None]:
     """The prompt that each row of the batch is the context of."""
     rows = context.shape[0]
     repeated = [
-        (prompt, prompt.repeated(context)) for group in run.prompts.values() for prompt in group
+        (prompt, prompt.repeated(context)) for group in step.prompts.values() for prompt in group
     ]
     candidates = [(prompt, expected) for prompt, expected in repeated if expected is not None]
     if not candidates:
         return [None] * rows
     equal = [(context == expected).flatten(1).all(1) for _, expected in candidates]
-    matches = torch.stack(equal, dim=1).tolist()  # the one synchronisation of a forward
-    places = list(
-        zip(
-            transformer_options.get("cond_or_uncond", ()),
-            transformer_options.get("uuids", ()),
-            strict=False,
-        )
-    )
+    matches = torch.stack(equal, dim=1).tolist()
     prompts: list[Prompt | None] = []
     # ComfyUI repeats the rows of a conditioning for all pictures of the batch.
     copies = max(1, rows // max(1, len(places)))
@@ -325,7 +365,7 @@ def _prompts_of_rows(
         ]
         # Equal contexts may stand for different things; then the row's own place decides, and in
         # it the prompt whose turn it is.
-        by_place = run.prompts.get(places[row * len(places) // rows], []) if places else []
+        by_place = step.prompts.get(places[row * len(places) // rows], []) if places else []
         turn = row % copies % len(by_place) if by_place else 0
         own = [*by_place[turn:], *by_place[:turn]]
         prompts.append(next((p for p in (*own, *matching) if _is_among(p, matching)), None))

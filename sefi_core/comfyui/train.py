@@ -150,7 +150,7 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
     return heat / heat.max().clamp_min(1e-12)
 
 
-@torch.inference_mode()  # as any sampler, with whom ComfyUI's cast buffers are shared
+@torch.inference_mode()  # as any sampler, with which ComfyUI's cast buffers are shared
 def sample_picture(
     model: ModelPatcher, clip: CLIP, vae: VAE, identity: Identity, prompt: str, side: int
 ) -> torch.Tensor:

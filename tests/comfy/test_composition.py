@@ -451,23 +451,21 @@ def test_saved_conditioning(setting):
     check(setting, case, text_guidance(setting))
 
 
-@pytest.mark.parametrize("order", ["tiles-first", "reversed"])
-def test_model_function_wrapper_that_stacks_tiles(setting, order):
+@pytest.mark.parametrize("orders", [[1], [-1], [1, -1]], ids=["tiles-first", "reversed", "both"])
+def test_model_function_wrapper_that_stacks_tiles(setting, orders):
     """The rows of the batch are no longer where ``uuids`` and ``cond_or_uncond`` say."""
 
     def wrapper(apply_model, arguments):
-        rows = len(arguments["input"])
-        tiles = arguments["input"].chunk(2, dim=3)
-        places = list(range(2 * rows))
-        if order == "reversed":
-            places.reverse()
-        restore = [places.index(place) for place in range(2 * rows)]
-        conditioning = dict(arguments["c"])
-        conditioning["c_crossattn"] = conditioning["c_crossattn"].repeat(2, 1, 1)[places]
-        output = apply_model(
-            torch.cat(tiles)[places], arguments["timestep"].repeat(2), **conditioning
-        )[restore]
-        return torch.cat(output.chunk(2), dim=3)
+        tiles = torch.cat(arguments["input"].chunk(2, dim=3))
+        context = arguments["c"]["c_crossattn"].repeat(2, 1, 1)
+        timestep = arguments["timestep"].repeat(2)
+        outputs = []
+        for order in orders:
+            places = list(range(len(tiles)))[::order]
+            conditioning = {**arguments["c"], "c_crossattn": context[places]}
+            outputs.append(apply_model(tiles[places], timestep, **conditioning)[places])
+        assert all(torch.allclose(output, outputs[0], atol=1e-3) for output in outputs)
+        return torch.cat(outputs[-1].chunk(2), dim=3)
 
     def case(world, noise):
         model = world.model.clone()
