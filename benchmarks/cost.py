@@ -3,11 +3,12 @@
 Measured side by side on the miniature and on a Stable Diffusion 1.5 with random weights: a step of
 SeFi Train Identity against the floor (the frozen U-Net forward and backward and two passes of the
 text encoder), against diffusers' textual inversion and core's TrainLoraNode; sampling with and
-without identities; peak memory; and how all this grows. Times are processor time on a CPU, and
-their figures medians of ratios that were taken in turns, as many as it takes to say on which side
-of its bar each is; memory and the time before the first step are measured once. ``QUICK=1`` leaves
-out the full shape. The growth is drawn into ``output/bench-cost/growth.png``. The last line is one
-JSON object; exits with 1 when a bar is missed.
+without identities; peak memory; and how all this grows. Times are processor time on a CPU, on one
+core for the miniature, and their figures medians of ratios that were taken in turns, as many as it
+takes to say on which side of its bar each is; memory and the time before the first step are
+measured once. ``QUICK=1`` leaves out the full shape. The growth is drawn into
+``output/bench-cost/growth.png``. The last line is one JSON object; exits with 1 when a bar is
+missed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from sefi_ide.tests.comfy import full_shape
 
 logger = logging.getLogger(__name__)
 
+THREADS = torch.get_num_threads()
 PICTURE = comfyui.REPOSITORY / "output" / "bench-cost" / "growth.png"
 
 HIGHEST = {
@@ -97,15 +99,22 @@ class Plan:
     growth: Mapping[str, tuple[Case, ...]]
     """The cases of each curve, the smallest first."""
     most_rounds: int = 280
+    threads: int | None = None
+    """Of PyTorch on a CPU; None for all that it has."""
 
 
 def miniature_plan() -> Plan:
-    """For the miniature, whose pictures have 128 pixels."""
+    """For the miniature, whose pictures have 128 pixels.
+
+    On one core: its layers are too small to share. With four, more than half of the processor time
+    of a step is threads waiting for each other, and never the same.
+    """
     case = Case(128)
     return Plan(
         128,
         rounds=7,
         steps=12,
+        threads=1,
         growth={
             "picture_size": tuple(replace(case, side=side) for side in (64, 128, 192, 256)),
             "batch_size": tuple(replace(case, batch=batch) for batch in (1, 2, 4)),
@@ -282,6 +291,7 @@ def draw(curves: Mapping[str, Curve], plan: Plan, path: Path) -> None:
 
 def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     """All figures of one checkpoint."""
+    torch.set_num_threads(plan.threads or THREADS)
     models = Models(*comfyui.load(checkpoint))
     figures = measure_training(models, plan)
     logger.info("training: %s", figures)
