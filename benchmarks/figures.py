@@ -50,12 +50,11 @@ NEITHER = "class word"
 
 def attention_figure(mini: MiniSDRuntime) -> None:
     """``attention.png``: photo, then each method's picture above its word's attention."""
-    subject, winners = Subject(SEED, 0, KIND), published_winners(KIND)
+    subject, settings = Subject(SEED, 0, KIND), {**published_winners(KIND), "sefi": {}}
     photos = subject.photos(1)
     columns = {"training picture": [photos[0].picture]}
     ways = {"class word": Learned(mini.model, mini.clip, KIND)} | {
-        TITLES[method]: learn(mini, method, photos, KIND, winners.get(method, {}))
-        for method in METHODS
+        TITLES[method]: learn(mini, method, photos, KIND, settings[method]) for method in METHODS
     }
     for title, learned in ways.items():
         picture = draw(mini, learned, [WISH], [SEED], KIND)

@@ -52,6 +52,7 @@ TITLES = {
     "lora": "LoRA (core's Train LoRA node)",
     "sefi_paper": "SeFi (as published)",
     "sefi_no_attention_loss": "SeFi (without attention loss)",
+    "sefi_swept": "SeFi (at the best of its sweep)",
     "sefi": "SeFi (the pack's defaults)",
     "named": "named people (ceiling)",
 }

@@ -57,8 +57,8 @@ def publish_sweep(kind: str) -> None:
         f"# Sweep on {plural}",
         f"Made by `{_command('bench-sweep', kind)}`. Every method at every learning rate and "
         "number of steps, on four validation identities that are in no comparison; best first. In "
-        f"[the comparison](quality_{plural}.md) every method is at its best here, and the pack's "
-        "defaults are as they are.",
+        f"[the comparison](quality_{plural}.md) every method is at its best here; the pack's "
+        "defaults are there as they are, too.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
     ]
     _write(f"sweep_{plural}.md", parts)

@@ -1,7 +1,8 @@
 """``make bench-quality``: does SeFi learn an identity better than its alternatives?
 
 Every method is measured with the learning rate and steps that won its sweep (``make bench-sweep``),
-and the pack's defaults as they are, on subjects that neither the miniature nor the sweep has seen.
+on subjects that neither the miniature nor the sweep has seen. The pack's defaults are measured as
+they are too, whatever won; the bars are for them.
 Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
@@ -57,24 +58,30 @@ class Size:
 FULL, QUICK = Size(16, 30, 2), Size(2, 10, 1)
 
 
+def contenders(winners: Mapping[str, dict]) -> dict[str, tuple[str, dict]]:
+    """The method and settings of each row of the table."""
+    return {
+        **{name: (name, winners.get(name, {})) for name in TITLES},
+        "sefi_swept": ("sefi", winners["sefi"]),
+        "sefi": ("sefi", {}),
+    }
+
+
 def benchmark(
     seeds: Sequence[int], kind: str, size: Size, winners: Mapping[str, dict], store: Path
 ) -> dict[str, list[Figures]]:
     """The figures of every method, floor and ceiling included, for every subject."""
     jobs = {
-        method: [
-            Job(
-                method, seed, number, size.prompts, size.draws, kind,
-                overrides=winners.get(method, {}),
-            )
+        name: [
+            Job(method, seed, number, size.prompts, size.draws, kind, overrides=settings)
             for seed in seeds
             for number in range(size.subjects)
         ]
-        for method in TITLES
-    }  # fmt: skip
+        for name, (method, settings) in contenders(winners).items()
+    }
     by_subject = [job for same in zip(*jobs.values(), strict=True) for job in same]
     done = run_all(by_subject, store)
-    return {method: [done[job.key] for job in part] for method, part in jobs.items()}
+    return {name: [done[job.key] for job in part] for name, part in jobs.items()}
 
 
 def relative(rows: Mapping[str, list[Figures]]) -> dict[str, list[float]]:

@@ -70,14 +70,10 @@ def rows_of(method: str, kind: str, done: Mapping[str, Figures]) -> list[Row]:
 
 
 def winners_of(table: Mapping[str, Sequence[Row]]) -> dict[str, Settings]:
-    """Learning rate and steps of the best row of every method.
-
-    The pack's defaults have none: they are measured as a user gets them, whatever won.
-    """
+    """Learning rate and steps of the best row of every method."""
     return {
         method: {name: rows[0][name] for name in ("learning_rate", "steps")}
         for method, rows in table.items()
-        if method != "sefi"
     }
 
 
