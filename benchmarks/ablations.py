@@ -2,9 +2,9 @@
 
 Learned and measured on the validation subjects of the quality benchmark, with everything but the
 setting in question at its default; a last column compares ID(P) with that of the defaults on the
-same subjects. Writes ``output/bench-ablations/tables.md``; finished work is kept there, so a
-stopped run goes on where it was. ``ONLY`` names some of the tables, with commas between. The last
-line is one JSON object: per table the mean ID(P) of each value.
+same subjects. Writes ``<table>.md`` into ``output/bench-ablations``; finished work is kept there,
+so a stopped run goes on where it was. ``ONLY`` names some of the tables, with commas between. The
+last line is one JSON object: per table the mean ID(P) of each value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE, CLOSE_SUBJECTS = ("attention loss", "captions", "learning rate", "steps"), 16
+CLOSE = ("attention loss", "captions", "learning rate", "steps", "strengths when drawing")
+CLOSE_SUBJECTS = 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
@@ -80,6 +81,15 @@ TABLES: dict[str, Variants] = {
     "background weight": _values("background_weight", 1.0, 0.3, 0.1, 0.0),
     "batch size": _values("batch_size", 1, 2),
     "mask": _values("mask", *MASKS),
+    "strengths when drawing": {
+        "K and V 1": {},
+        "K 0.6": {"strength_k": 0.6},
+        "V 0.9": {"strength_v": 0.9},
+        "V 0.8": {"strength_v": 0.8},
+        "V 1.2": {"strength_v": 1.2},
+        "start_percent 0.1": {"start_percent": 0.1},
+        "start_percent 0.2": {"start_percent": 0.2},
+    },
     "photos": {str(count): {"photos": count} for count in (1, 2, 4)},
 }
 
@@ -126,8 +136,8 @@ def table(name: str, done: Mapping[str, Figures]) -> list[str]:
     """The lines of one table; ``done`` has the figures of all jobs, those of the defaults too."""
     subjects = subjects_of(name)
     lines = [
-        f"\n### {name}\n",
-        f"{subjects} identities.\n",
+        f"### {name}\n",
+        f"{subjects} identities. {measured_at()}\n",
         f"| {name} | " + " | ".join(FIGURES) + " | below the defaults |",
         "|---" * (2 + len(FIGURES)) + "|",
     ]
@@ -151,7 +161,9 @@ def main() -> int:
     wanted = [job for name in jobs for job in jobs_of({}, subjects_of(name))]
     wanted += [job for part in jobs.values() for same in part.values() for job in same]
     done = run_all(wanted, OUTPUT / "rows.jsonl")
-    lines = [measured_at(), *(line for name in jobs for line in table(name, done))]
+    for name in jobs:
+        page = "\n".join(table(name, done)) + "\n"
+        (OUTPUT / f"{name}.md").write_text(page, encoding="utf-8")
     figures = {
         name: {
             value: round(means([done[job.key] for job in same])["id_p"], 4)
@@ -159,7 +171,6 @@ def main() -> int:
         }
         for name, part in jobs.items()
     }
-    (OUTPUT / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(figures) + "\n")
     return 0
 

@@ -59,6 +59,8 @@ TITLES = {
 PLACEHOLDER = "subject"
 INITIAL = ("class word", "zero", "random")
 """What training can start from; the pack starts from the first."""
+STRENGTHS = ("strength_k", "strength_v", "start_percent", "end_percent")
+"""What overrides can have of :class:`AppliedIdentity`, for drawing."""
 MASKS = ("head", "ellipse", "larger ellipse", "none")
 """Which masks photos can have: the head as it was drawn; an ellipse over it, as SeFi Face Mask
 makes one, that touches the head's bounding box or is a quarter larger; none."""
@@ -84,18 +86,24 @@ def learn(
     class_word: str,
     overrides: Mapping[str, Any],
 ) -> Learned:
-    """Learn who is in the photos. ``overrides`` are ``learning_rate``, ``steps`` and the like."""
+    """Learn who is in the photos.
+
+    ``overrides`` are ``learning_rate``, ``steps`` and the like, and :data:`STRENGTHS`.
+    """
     started = time.monotonic()
     if method == LORA:
         return _learn_lora(mini, photos, class_word, overrides, started)
-    identity = learn_identity(mini, method, photos, class_word, overrides)
+    training = {name: value for name, value in overrides.items() if name not in STRENGTHS}
+    strengths = {name: value for name, value in overrides.items() if name in STRENGTHS}
+    identity = learn_identity(mini, method, photos, class_word, training)
     seconds = time.monotonic() - started
-    return with_identity(mini, identity)._replace(seconds=seconds, size=len(identity.to_bytes()))
+    learned = with_identity(mini, identity, **strengths)
+    return learned._replace(seconds=seconds, size=len(identity.to_bytes()))
 
 
-def with_identity(mini: MiniSDRuntime, identity: Identity) -> Learned:
-    """MODEL and CLIP with the identity applied."""
-    model, clip = apply_identity(mini.model, mini.clip, AppliedIdentity(identity))
+def with_identity(mini: MiniSDRuntime, identity: Identity, **strengths: float) -> Learned:
+    """MODEL and CLIP with the identity applied; ``strengths`` are some of :data:`STRENGTHS`."""
+    model, clip = apply_identity(mini.model, mini.clip, AppliedIdentity(identity, **strengths))
     return Learned(model, clip, identity.placeholder)
 
 

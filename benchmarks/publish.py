@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from .ablations import TABLES
 from .comfyui import REPOSITORY
 from .sweep import WINNERS
 
@@ -79,17 +80,18 @@ def _write(name: str, paragraphs: Sequence[str]) -> None:
 
 def publish_ablations() -> None:
     """``docs/ablations.md``."""
-    tables = OUTPUT / "bench-ablations" / "tables.md"
-    if not tables.exists():
+    pages = [OUTPUT / "bench-ablations" / f"{name}.md" for name in TABLES]
+    measured = [page.read_text(encoding="utf-8").strip() for page in pages if page.exists()]
+    if not measured:
         return
     intro = (
         "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
         "means over validation identities and thirty prompts. The last column is how far ID(P) "
         "is below that of the defaults on the same identities, with its 95 % bootstrap interval. "
-        "Of six identities such an interval is too narrow: it holds the true mean 87 times in a "
-        "hundred, of sixteen 92 times."
+        "With six identities such an interval is too narrow: it holds the true mean 87 times in a "
+        "hundred, with sixteen 92 times."
     )
-    _write("ablations.md", ["# Ablations", intro, tables.read_text(encoding="utf-8").strip()])
+    _write("ablations.md", ["# Ablations", intro, *measured])
     logger.info("published ablations")
 
 

@@ -163,9 +163,10 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def measured(seeds: Sequence[int], size: Size) -> str:
     """What was measured, in words."""
+    pictures = "1 picture" if size.draws == 1 else f"{size.draws} pictures"
     return (
         f"`SEEDS` {' '.join(map(str, seeds))}: {size.subjects * len(seeds)} identities, "
-        f"{size.prompts} prompts, {size.draws} pictures of each. {measured_at()}"
+        f"{size.prompts} prompts, {pictures} of each. {measured_at()}"
     )
 
 

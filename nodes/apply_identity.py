@@ -44,8 +44,8 @@ class SeFiApplyIdentity(io.ComfyNode):
                     step=0.01,
                     tooltip=(
                         "How much of the identity goes into the attention's keys, which decide "
-                        "where things are and how far the rest of the prompt is obeyed. A factor: "
-                        "0 is the class word, 1 the identity, more exaggerates it."
+                        "where in the picture the person is drawn. A factor: 0 is the class word, "
+                        "1 the identity, more exaggerates it."
                     ),
                 ),
                 io.Float.Input(

@@ -103,6 +103,8 @@ class SeFiAttentionMap(io.ComfyNode):
             chosen = list(dict.fromkeys(word for word in asked if word))
             if not chosen:
                 raise SeFiError("words is empty: name at least one word of the prompt")
+            if image is not None and not len(image):
+                raise SeFiError("image is empty: connect the decoded picture, or disconnect it")
             found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
         maps = found.together()
         latents = len(maps) // len(chosen)

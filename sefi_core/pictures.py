@@ -55,7 +55,8 @@ def pair_photos(
             raise SeFiError(
                 f"masks: mask {number} is {mask.shape[1]} x {mask.shape[0]} pixels and its photo "
                 f"{picture.shape[1]} x {picture.shape[0]}: connect the mask that SeFi Face Mask "
-                "makes of the same photos"
+                "makes of the same photos, or paint one on the photo (right-click it, Open in Mask "
+                "Editor)"
             )
         if not torch.isfinite(mask).all() or mask.max() <= 0:
             raise SeFiError(
@@ -72,7 +73,7 @@ def training_pictures(
     """Square pictures (N, side, side, 3) and masks (N, 1, side, side) or None.
 
     The side is ``resolution`` in pixels, rounded down to a multiple of 64 as the U-Net's levels
-    ask.
+    ask. Raises :class:`SeFiError` if a square cannot hold what is marked in a photo.
     """
     side = max(64, resolution // 64 * 64)
     pictures, masks = [], []
@@ -105,6 +106,11 @@ def _square(photo: Photo) -> Photo:
     )
     rows, columns = slice(top, top + side), slice(left, left + side)
     mask = None if photo.mask is None else photo.mask[rows, columns]
+    if mask is not None and mask.max() <= 0.5 * photo.mask.max():
+        raise SeFiError(
+            "masks: what is marked in a photo is too far apart for a square around it: mark one "
+            "face only, or crop the photo"
+        )
     return Photo(photo.picture[rows, columns], mask)
 
 

@@ -8,10 +8,10 @@ placeholder, each in a pass of its own; they go with the conditioning as a paylo
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
 from types import MethodType
 from typing import Any
 
@@ -125,6 +125,9 @@ class IdentityEncoder:
             if pooled is not None and not torch.equal(identity_pooled, pooled):
                 pooled = identity_pooled
                 break
+        else:
+            if pooled is not None:  # it tells of 75 tokens only, and nothing in them is replaced
+                pooled = torch.nextafter(pooled, torch.full_like(pooled, math.inf))
         return {
             "names": sorted(applied),
             "base": base,
@@ -204,4 +207,4 @@ def _stage_combinations(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """The stages that identities with these numbers of stages are in together, noisiest first."""
     beginnings = {Fraction(stage, count) for count in counts.values() for stage in range(count)}
     for beginning in sorted(beginnings, reverse=True):
-        yield {name: floor(beginning * count) for name, count in counts.items()}
+        yield {name: math.floor(beginning * count) for name, count in counts.items()}

@@ -5,7 +5,8 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
 - ``names``: names of the identities in the prompt;
 - ``base``: the context (1, tokens, width) of the same prompt with the class words, a copy of the
   conditioning's own context, so everything that knows nothing of payloads sees ordinary text;
-- ``pooled``: the pooled output (1, width) that the text encoder returned with it, or None;
+- ``pooled``: the pooled output (1, width) that the text encoder returned with it, which is never
+  that of the class words, or None;
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
   current), and the contexts ``key`` and ``value`` (1, tokens, width).

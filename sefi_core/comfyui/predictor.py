@@ -40,11 +40,6 @@ def private_clone(model: ModelPatcher) -> ModelPatcher:
     Attention, CFG and function patches of other nodes are for sampling; the identity would learn
     to make up for them.
     """
-    if model.injections:
-        raise SeFiError(
-            "model has a LoRA in bypass mode, whose gradients cannot be followed: load it with "
-            "Load LoRA instead"
-        )
     clone = model.clone()
     options = clone.model_options.get("transformer_options", {})
     dropped = sorted(key for key in options if options[key])
@@ -77,6 +72,12 @@ class ComfyPredictor:
         dtype: str = "auto",
         with_maps: bool = True,
     ) -> None:
+        for name, patcher in (("model", model), ("clip", clip.patcher)):
+            if patcher.injections:
+                raise SeFiError(
+                    f"{name} has a LoRA in bypass mode, whose gradients cannot be followed: load "
+                    "it with Load LoRA instead"
+                )
         self.model = private_clone(model)
         self.clip = with_placeholders(clip, [identity])
         self.name = identity.name

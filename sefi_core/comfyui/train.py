@@ -14,7 +14,7 @@ from comfy.sd import CLIP, VAE
 from ..captions import AUTO, check_captions
 from ..errors import SeFiError
 from ..heatmap import resized
-from ..identity import Identity, thumbnail_of
+from ..identity import FAMILY_LABELS, Identity, thumbnail_of
 from ..parametrisation import Vectors, build_parametrisation
 from ..pictures import Photo, training_pictures
 from ..prompts import check_class_word, check_name, expand_template
@@ -180,9 +180,9 @@ def _class_word_identity(
     trainable = family in TRAINABLE_FAMILIES
     channels = model.model.model_config.unet_config.get("in_channels")
     if not trainable or channels != model.get_model_object("latent_format").latent_channels:
-        kind = "an inpainting or editing" if trainable else f"a {family}"
+        kind = "inpainting or editing" if trainable else FAMILY_LABELS.get(family, family)
         raise SeFiError(
-            f"model is {kind} model, and training knows ordinary Stable Diffusion 1.x only: load "
+            f"model is for {kind}, and training knows ordinary Stable Diffusion 1.x only: load "
             "such a checkpoint"
         )
     widths = token_widths(clip)

@@ -215,6 +215,13 @@ _FORWARDS: tuple[tuple[type[nn.Module], Callable[..., torch.Tensor]], ...] = (
 )
 
 
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether a module's ``forward`` is not its class's; a LoRA in bypass mode leaves that behind
+    as an attribute."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
 @contextmanager
 def differentiable(*models: nn.Module, gradient_checkpointing: bool = False) -> Iterator[None]:
     """Make ComfyUI's modules differentiable in their inputs while the block runs.
@@ -233,7 +240,7 @@ def differentiable(*models: nn.Module, gradient_checkpointing: bool = False) -> 
     try:
         for model in models:
             for module in model.modules():
-                if "forward" in vars(module):
+                if _is_replaced(module):
                     continue  # another training of the same model, or another pack's forward
                 for kind, forward in _FORWARDS:
                     if isinstance(module, kind):

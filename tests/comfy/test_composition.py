@@ -35,6 +35,8 @@ STEPS = 3
 SIDE = 8  # latent cells
 SCALE = 3.0
 TEXT = "a photo of <anna>, smiling"
+CHUNKS = "many words " * 45 + "and then <anna> " + "and more words " * 20
+"""Three chunks; ComfyUI's pooled output is of the first, which is without the placeholder."""
 NEGATIVE = "blurry, dark"
 TOLERANCE = 1e-4
 VISIBLE = 0.01  # of the latents' standard deviation, in the mean
@@ -177,7 +179,7 @@ def area(conditioning, x, width, strength=1.0):
         "<anna> looks at <anna>, <anna>'s hat",
         "a photo of <anna> and <bob> at the sea",
         "a photo of <anna> and <nobody>",
-        "many words " * 45 + "and then <anna> " + "and more words " * 20,
+        CHUNKS,
     ],
     ids=["plain", "weights", "alone", "repeated", "two-people", "unknown", "chunks"],
 )
@@ -431,10 +433,11 @@ def test_text_nodes_that_keep_the_pooled_output_only(setting, copied):
     check(setting, case, text_guidance(setting, TEXT, "a photo of person, smiling"))
 
 
-def test_class_word_sentence_after_the_identitys(setting):
+@pytest.mark.parametrize("text", [TEXT, CHUNKS], ids=["plain", "chunks"])
+def test_class_word_sentence_after_the_identitys(setting, text):
     """Sampled later, alone, by the patched model: not one bit of the identity."""
-    text_case()(setting.applied, setting.noise)
-    text = TEXT.replace("<anna>", "person")
+    text_case(text)(setting.applied, setting.noise)
+    text = text.replace("<anna>", "person")
     expected = text_case(text)(setting.plain, setting.noise)
     for clip in (setting.applied.clip, setting.plain.clip):
         world = replace(setting.applied, clip=clip)

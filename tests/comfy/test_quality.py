@@ -271,7 +271,7 @@ def test_the_defaults_of_an_ablation_are_measured_once():
         for job, shift in zip(ablations.jobs_of(variant, 16), range(16), strict=True)
     }
     lines = ablations.table("captions", done)
-    assert lines[1] == "16 identities.\n"
+    assert lines[1].startswith("16 identities. Measured at ")
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 
 
@@ -314,6 +314,21 @@ def test_a_batch_of_prompts_draws_what_single_ones_do(mini, monkeypatch):
     singly = measures.draw(mini, known, asked, [1, 2], "person")
     torch.testing.assert_close(together, singly, atol=2e-3, rtol=0)
     assert (singly - measures.draw(mini, plain, asked, [1, 2], "person")).abs().mean() > 5e-3
+
+
+def test_an_identity_can_be_drawn_at_other_strengths(mini):
+    photos = subjects.Subject(1, 0).photos(1)
+
+    def drawn(**settings):
+        known = methods.learn(mini, "sefi", photos, "person", {"steps": 2, **settings})
+        return measures.draw(mini, known, [{"scene": "beach"}], [1], "person")
+
+    nothing_learned = drawn(learning_rate=1e-8)
+    without, values = (
+        drawn(learning_rate=0.05, strength_k=0.0, strength_v=strength) for strength in (0.0, 1.0)
+    )
+    torch.testing.assert_close(without, nothing_learned, atol=2e-3, rtol=0)
+    assert (values - without).abs().mean() > 5e-3
 
 
 def test_training_can_start_elsewhere_and_look_at_other_levels(mini):
@@ -392,6 +407,9 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     (output / "bench-figures" / "keys_values.json").write_text(json.dumps(parts))
     winners = tmp_path / "winners.json"
     winners.write_text(json.dumps({"person": {"lora": {"steps": 9}}}))
+    (output / "bench-ablations").mkdir()
+    for name in ("steps", "lambda", "not a table"):
+        (output / "bench-ablations" / f"{name}.md").write_text(f"### {name}\n")
     monkeypatch.setattr(publish, "OUTPUT", output)
     monkeypatch.setattr(publish, "DOCS", docs)
     monkeypatch.setattr(publish, "WINNERS", winners)
@@ -407,3 +425,5 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     }
     assert "| only K | 0.250 |" in (docs / "figures.md").read_text()
     assert not (docs / "quality_people.md").exists()
+    page = (docs / "ablations.md").read_text()
+    assert page.index("### lambda") < page.index("### steps") and "not a table" not in page

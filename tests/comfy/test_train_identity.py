@@ -299,7 +299,7 @@ def test_other_families_and_inpainting_models_are_refused(models, monkeypatch):
         config = dict(model.model.model_config.unet_config, in_channels=channels)
         with monkeypatch.context() as patch:
             patch.setattr(model.model.model_config, "unet_config", config)
-            bad((model, clip, None), "an inpainting or editing model")
+            bad((model, clip, None), "model is for inpainting or editing")
     monkeypatch.setattr(model.model, "model_config", comfy.supported_models.Flux({}))
     bad((model, clip, None), "Flux.*Stable Diffusion 1.x")
 
@@ -322,17 +322,45 @@ def test_a_text_encoder_without_words_to_mark_is_refused(models, monkeypatch):
     bad((model, clip, vae), "clip is no text encoder of Stable Diffusion")
 
 
-def test_a_lora_in_bypass_mode_is_refused(mini_sd):
-    model, clip, vae = mini_sd
-    name, key = next(
-        (name, key)
-        for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items()
-        if isinstance(key, str) and key.endswith("attn2.to_k.weight")
-    )
-    rows, columns = model.model.state_dict()[key].shape
+def bypass_lora(model, clip, keys):
+    """MODEL and CLIP with a LoRA in bypass mode on the first layer among ``keys``."""
+    name, key = next(iter(keys.items()))
+    weights = {**model.model.state_dict(), **clip.cond_stage_model.state_dict()}
+    rows, columns = weights[key].shape
     lora = {
         f"{name}.lora_up.weight": torch.ones(rows, 2),
         f"{name}.lora_down.weight": torch.ones(2, columns),
     }
-    bypass, _ = comfy.sd.load_bypass_lora_for_models(model, clip, lora, 1.0, 1.0)
-    bad((bypass, clip, vae), "bypass")
+    return comfy.sd.load_bypass_lora_for_models(model, clip, lora, 1.0, 1.0)
+
+
+def unet_keys(model):
+    return {
+        name: key
+        for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items()
+        if isinstance(key, str) and key.endswith("attn2.to_k.weight")
+    }
+
+
+def test_a_lora_in_bypass_mode_is_refused(mini_sd):
+    model, clip, vae = mini_sd
+    bypass, _ = bypass_lora(model, clip, unet_keys(model))
+    bad((bypass, clip, vae), "model has a LoRA in bypass mode")
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    keys = {name: key for name, key in keys.items() if key.endswith("q_proj.weight")}
+    _, bypass = bypass_lora(model, clip, keys)
+    bad((model, bypass, vae), "clip has a LoRA in bypass mode")
+
+
+def test_training_after_a_lora_in_bypass_mode_was_sampled(mini_checkpoint):
+    """ComfyUI leaves the layers' own ``forward`` as an attribute of each."""
+    model, clip, vae = load(mini_checkpoint)
+    images, masks = ([one] for one in photo_and_mask())
+    before = run((model, clip, vae), images, masks, steps=2)[0]
+    bypass, _ = bypass_lora(model, clip, unet_keys(model))
+    with torch.inference_mode():
+        sample(bypass, clip, "a person")
+    hooked = [layer for layer in model.model.diffusion_model.modules() if "forward" in vars(layer)]
+    assert len(hooked) == 1
+    after = run((model, clip, vae), images, masks, steps=2)[0]
+    assert same(before, after)

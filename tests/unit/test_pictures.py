@@ -36,6 +36,14 @@ def test_the_face_is_in_the_picture_wherever_it_was(height, width, top, left):
     assert rows.sum() >= 128 * 60 / min(height, width) - 1
 
 
+def test_faces_too_far_apart_for_a_square_are_refused():
+    """Both would be outside of it, and nothing would be learned."""
+    picture, mask = photo_with_face(500, 1500, 100, 0, 100)
+    mask = torch.maximum(mask, mask.flip(2))
+    with pytest.raises(SeFiError, match="masks: .* too far apart .* one face"):
+        made([picture], [mask])
+
+
 def test_without_a_mask_the_middle_is_used():
     picture = torch.zeros(1, 100, 300, 3)
     picture[:, :, 100:200] = 1
