@@ -54,7 +54,7 @@ TITLES = {
     "sefi_no_attention_loss": "SeFi (without attention loss)",
     "sefi_swept": "SeFi (at the best of its sweep)",
     "sefi": "SeFi (the pack's defaults)",
-    "named": "named people (ceiling)",
+    "named": "known by name (ceiling)",
 }
 PLACEHOLDER = "subject"
 INITIAL = ("class word", "zero", "random")
