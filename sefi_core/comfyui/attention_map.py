@@ -18,6 +18,7 @@ from ..errors import SeFiError
 from ..heatmap import resized
 from ..prompts import find_placeholders
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
+from .injection import ATTACHMENT
 from .prompt_words import word_columns
 from .text import Tokens, check_clip, placeholders_in
 
@@ -59,6 +60,11 @@ def attention_maps(
     """
     check_clip(clip)
     tokens = clip.tokenize(prompt)
+    if model.get_attachment(ATTACHMENT) is None and (names := sorted(placeholders_in(tokens))):
+        raise SeFiError(
+            f"model does not know <{names[0]}>, which is in the prompt: connect the MODEL of SeFi "
+            "Apply Identity, as you did with its CLIP"
+        )
     columns = {word: _columns(clip, tokens, word) for word in words}
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     if samples.ndim != 4:

@@ -1,6 +1,7 @@
 """The CLIP side: a text encoder that also encodes what the placeholders of a prompt stand for.
 
-The context that it returns is that of the prompt with the class words. Beside it, for every stage,
+The context that it returns is that of the prompt with the class words; it is signed, since prompts
+with another identity, or with the class word itself, have the same one. Beside it, for every stage,
 the same prompt is encoded with the identity's K vectors and with its V vectors in the place of the
 placeholder, each in a pass of its own; they go with the conditioning as a payload.
 """
@@ -8,10 +9,11 @@ placeholder, each in a pass of its own; they go with the conditioning as a paylo
 from __future__ import annotations
 
 import copy
-import math
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from types import MethodType
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from comfy.sd import CLIP
 
 from ..identity import Identity
-from .payload import CONDITIONING_KEY, Payload, Registry
+from .payload import CONDITIONING_KEY, Payload, Registry, signed
 from .text import (
     Tokens,
     Vectors,
@@ -82,8 +84,8 @@ class IdentityEncoder:
         context, pooled, *extra = self.original(tokens)
         payload = self._payload(tokens, applied, context, pooled)
         if payload["phases"]:
+            context = payload["base"].clone()  # the registry must not keep the context itself alive
             self.registry.add(context, payload)
-            # Another than the class word's, so the pooled output tells the two prompts apart.
             pooled = payload["pooled"]
             extra = [{**(extra[0] if extra else {}), CONDITIONING_KEY: [payload]}]
         return context, pooled, *extra
@@ -95,7 +97,6 @@ class IdentityEncoder:
         context: torch.Tensor,
         pooled: torch.Tensor | None,
     ) -> Payload:
-        base = context.clone()  # the registry must not keep the context itself alive
         encoded: dict[object, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
         def encode(
@@ -105,7 +106,7 @@ class IdentityEncoder:
             if call not in encoded:
                 vectors = self._vectors(tokens, role, applied, stages)
                 substituted = substitute(tokens, vectors)
-                encoded[call] = self.original(substituted)[:2] if vectors else (base, pooled)
+                encoded[call] = self.original(substituted)[:2] if vectors else (context, pooled)
             return encoded[call]
 
         phases = []
@@ -125,12 +126,9 @@ class IdentityEncoder:
             if pooled is not None and not torch.equal(identity_pooled, pooled):
                 pooled = identity_pooled
                 break
-        else:
-            if pooled is not None:  # it tells of 75 tokens only, and nothing in them is replaced
-                pooled = torch.nextafter(pooled, torch.full_like(pooled, math.inf))
         return {
             "names": sorted(applied),
-            "base": base,
+            "base": signed(context, _signature(applied)),
             "pooled": pooled,
             "phases": phases,
         }
@@ -192,6 +190,18 @@ def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
     return clone
 
 
+def _signature(applied: Mapping[str, AppliedIdentity]) -> bytes:
+    """Eight bytes that tell what is applied, by its content."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, one in sorted(applied.items()):
+        settings = one.strength_k, one.strength_v, one.start_percent, one.end_percent
+        digest.update(repr((name, one.identity.class_word, settings)).encode())
+        for vectors in (one.identity.keys, one.identity.values):
+            for _, rows in sorted(vectors.items()):
+                digest.update(rows.contiguous().numpy().tobytes())
+    return digest.digest()
+
+
 def _active_intervals(
     applied: Mapping[str, AppliedIdentity],
 ) -> Iterator[tuple[float, float, list[str]]]:
@@ -207,4 +217,4 @@ def _stage_combinations(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """The stages that identities with these numbers of stages are in together, noisiest first."""
     beginnings = {Fraction(stage, count) for count in counts.values() for stage in range(count)}
     for beginning in sorted(beginnings, reverse=True):
-        yield {name: math.floor(beginning * count) for name, count in counts.items()}
+        yield {name: floor(beginning * count) for name, count in counts.items()}

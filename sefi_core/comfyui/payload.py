@@ -5,8 +5,8 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
 - ``names``: names of the identities in the prompt;
 - ``base``: the context (1, tokens, width) of the same prompt with the class words, a copy of the
   conditioning's own context, so everything that knows nothing of payloads sees ordinary text;
-- ``pooled``: the pooled output (1, width) that the text encoder returned with it, which is never
-  that of the class words, or None;
+  :func:`signed`, so that sentences which differ in the placeholder only can be told apart;
+- ``pooled``: the pooled output (1, width) that the text encoder returned with it, or None;
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
   current), and the contexts ``key`` and ``value`` (1, tokens, width).
@@ -26,6 +26,21 @@ import torch
 CONDITIONING_KEY = "sefi_identity"
 
 Payload = dict[str, Any]
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def signed(context: torch.Tensor, signature: bytes) -> torch.Tensor:
+    """A copy of a context (1, tokens, width) with ``signature``, a few bytes, in its last token.
+
+    Its first number, and one more for every bit that is 1, are moved by one unit in the last place.
+    """
+    bits = [1, *(byte >> place & 1 for byte in signature for place in range(8))]
+    context = context.clone()
+    numbers = context[0, -1, : len(bits)].view(_BITS[context.element_size()])
+    numbers += torch.tensor(bits[: len(numbers)], dtype=numbers.dtype, device=numbers.device)
+    return context
 
 
 class Registry:
@@ -80,9 +95,9 @@ def find_segments(
 
     The context begins with the prompt that ``conditioning``, its dict, belongs to: there the
     dict's own payloads count. Without any, a registered payload counts if the dict's pooled output
-    is the payload's: the prompt that says the class word itself has an equal context but another
-    pooled output. What ConditioningConcat appended are other prompts, whose dicts are gone: there
-    every payload counts.
+    is the payload's: a node that rounds contexts wipes signatures out, and then the prompt that
+    says the class word itself differs in the pooled output only. What ConditioningConcat appended
+    are other prompts, whose dicts are gone: there every payload counts.
     """
     own = conditioning.get(CONDITIONING_KEY) or []
     registered = list(registered)

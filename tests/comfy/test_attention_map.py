@@ -365,3 +365,12 @@ def test_the_node_over_a_picture(world):
 def test_bad_input(world, changes, message):
     with pytest.raises(SeFiError, match=f"SeFi Attention Map: .*{message}"):
         execute(world, **changes)
+
+
+def test_a_model_without_the_identity_is_refused(world):
+    """Its map would be the class word's, under the placeholder's name."""
+    model, clip, _ = world
+    _, applied = SeFiApplyIdentity.execute(model, clip, anna(clip), 1.0, 1.0, 0.0, 1.0).result
+    with pytest.raises(SeFiError, match="SeFi Attention Map: model does not know <anna>"):
+        execute(world, clip=applied, prompt="a photo of <anna>", words="<anna>")
+    execute(world, clip=applied)  # no placeholder is in that prompt
