@@ -30,7 +30,7 @@ def pair_photos(
     pictures with values that are not numbers, and for masks that are empty, too few, or of another
     size than their photo.
     """
-    pictures = [picture[..., :3].clone().float() for batch in images for picture in batch]
+    pictures = [_colours(picture).clone().float() for batch in images for picture in batch]
     if not pictures:
         raise SeFiError("photos is empty: connect at least one photo")
     for number, picture in enumerate(pictures, 1):
@@ -82,6 +82,13 @@ def training_pictures(
         if square.mask is not None:
             masks.append(_resized(square.mask[None], side))
     return torch.stack(pictures), torch.stack(masks) if masks else None
+
+
+def _colours(picture: torch.Tensor) -> torch.Tensor:
+    """(H, W, 3) of a picture with alpha, or of a grey one."""
+    if picture.shape[-1] < 3:
+        return picture[..., :1].expand(*picture.shape[:2], 3)
+    return picture[..., :3]
 
 
 def _planes(batch: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,10 @@ PACK = "comfyui-sefi-ide"
 MINI_SD_NODE = REPOSITORY / "tests" / "mini_sd" / "comfy_node"
 
 
+# A proxy of the user's environment does not lead back to this machine.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class ServerError(RuntimeError):
     """The server did not start, or refused or failed a prompt; says where and why."""
 
@@ -102,7 +106,7 @@ class ComfyServer:
 
     def get_bytes(self, path: str) -> bytes:
         """The body at ``path``; raises urllib's HTTPError for a status of 400 and above."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+        with _OPENER.open(self.url + path, timeout=60) as response:
             return response.read()
 
     def post(self, path: str, content: Any) -> Any:
@@ -157,7 +161,7 @@ class ComfyServer:
         request = urllib.request.Request(
             self.url + path, data=body, headers={"Content-Type": content_type}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with _OPENER.open(request, timeout=60) as response:
             return json.loads(response.read() or "null")
 
 

@@ -218,7 +218,7 @@ def _with_expressions(
 ) -> list[str]:
     """The photos' captions with what the model sees in the place of ``AUTO``."""
     captions = list(captions)
-    asked = [number for number, caption in enumerate(captions) if caption == AUTO]
+    asked = [number for number, caption in enumerate(captions) if caption.lower() == AUTO]
     if not asked:
         return captions
     faces = None if masks is None else masks[asked]

@@ -55,7 +55,9 @@ def test_captions_of_the_user_are_taken_as_they_are(mini):
         "sad on the beach",
     ]
     assert captions_of(train(mini, photos, captions=())) == ["", ""]
-    assert captions_of(train(mini, photos, captions=("auto", "on the beach")))[1] == "on the beach"
+    seen = captions_of(train(mini, photos, captions=("auto", "on the beach")))
+    assert seen == ["smiling", "on the beach"]
+    assert captions_of(train(mini, photos, captions=("Auto", "on the beach"))) == seen
 
 
 def test_captions_change_what_is_learned(mini):

@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+import urllib.request
 
 import pytest
 from PIL import Image
@@ -101,6 +102,12 @@ def test_the_pack_loads_without_its_optional_packages(tmp_path):
         log = server.log.read_text()
     assert "could not be loaded" not in log
     assert "IMPORT FAILED" not in log
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps one of before
+    assert server.get("/system_stats")
 
 
 def test_errors_of_the_test_client_are_real(server):

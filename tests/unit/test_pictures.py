@@ -60,6 +60,13 @@ def test_values_stay_in_range_and_alpha_is_unused():
     assert pictures.min() >= 0 and pictures.max() <= 1 and pictures.max() > 0.9
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_grey_pictures_become_coloured(channels):
+    grey = torch.rand(1, 64, 64, channels)
+    pictures, _ = made([grey], resolution=64)
+    torch.testing.assert_close(pictures, grey[..., :1].expand(1, 64, 64, 3))
+
+
 def test_batches_and_lists_of_different_sizes():
     images = [torch.rand(2, 90, 64, 3), torch.rand(1, 300, 500, 3)]
     assert made(images)[0].shape == (3, 128, 128, 3)
