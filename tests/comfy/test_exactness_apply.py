@@ -16,7 +16,7 @@ from comfy_extras import nodes_model_advanced
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.sefi_core.comfyui import encoding
 from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity, identity_encoder
-from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, Registry
+from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, Registry, signed
 from sefi_ide.sefi_core.comfyui.text import PlaceholderToken, class_word_embedding, substitute
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity import Identity
@@ -386,3 +386,16 @@ def test_class_word_of_several_tokens_and_several_vectors(loaded, word):
     assert not torch.equal(half, full) and not torch.equal(half, none)
     # Three positions: the class word has two tokens, the last of which is repeated.
     assert torch.equal(none, picture(loaded, TEXT.replace("<anna>", "old man man")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_signature_is_in_the_last_place_of_the_last_token(dtype):
+    context = torch.randn(1, 4, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before = context.clone()
+    none, some = signed(context, bytes(8)), signed(context, b"\x03" + bytes(7))
+    assert torch.equal(context, before)
+    assert (none != context).nonzero().tolist() == [[0, 3, 0]]
+    assert (some != context).nonzero().tolist() == [[0, 3, 0], [0, 3, 1], [0, 3, 2]]
+    assert (some - context).abs().max() <= 2 * torch.finfo(dtype).eps * context.abs().max()
+    short = context[..., :2]
+    assert signed(short, b"\xff" * 8).shape == short.shape
