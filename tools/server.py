@@ -68,7 +68,11 @@ class ComfyServer:
         command += ["--listen", "127.0.0.1", "--port", str(self._port)]
         command += ["--base-directory", str(self.directory), "--disable-auto-launch"]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
-        command += self._arguments
+        # In front of the folders that the user's extra_model_paths.yaml names.
+        folders = self.directory / "model_paths.yaml"
+        own = {"base_path": str(self.directory / "models"), "is_default": True, "sefi": "sefi"}
+        folders.write_text(json.dumps({"server": own}), encoding="utf-8")  # JSON is YAML
+        command += ["--extra-model-paths-config", str(folders), *self._arguments]
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self._environment

@@ -110,6 +110,17 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkey
     assert server.get("/system_stats")
 
 
+def test_the_servers_own_folder_comes_before_the_users(tmp_path):
+    """Or the demo would save into the user's models folder, and not find what it has saved."""
+    users = tmp_path / "users.yaml"
+    users.write_text(f"user:\n  sefi: {tmp_path / 'identities'}\n")
+    arguments = ("--cpu", "--extra-model-paths-config", str(users))
+    with ComfyServer(tmp_path / "comfyui", [], arguments) as server:
+        folders = server.get("/internal/folder_paths")["sefi"]
+    own = tmp_path / "comfyui" / "models" / "sefi"
+    assert folders == [str(own), str(tmp_path / "identities")]
+
+
 def test_errors_of_the_test_client_are_real(server):
     with pytest.raises(urllib.error.HTTPError):
         server.get_bytes(f"/extensions/{PACK}/docs/NoSuchNode.md")
