@@ -21,6 +21,13 @@ class Photo(NamedTuple):
     mask: torch.Tensor | None
 
 
+def in_colour(pictures: torch.Tensor) -> torch.Tensor:
+    """(..., H, W, 3) of pictures (..., H, W, C) with alpha, or of grey ones."""
+    if pictures.shape[-1] < 3:
+        return pictures[..., :1].expand(*pictures.shape[:-1], 3)
+    return pictures[..., :3]
+
+
 def pair_photos(
     images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
 ) -> list[Photo]:
@@ -30,7 +37,7 @@ def pair_photos(
     pictures with values that are not numbers, and for masks that are empty, too few, or of another
     size than their photo.
     """
-    pictures = [_colours(picture).clone().float() for batch in images for picture in batch]
+    pictures = [in_colour(picture).clone().float() for batch in images for picture in batch]
     if not pictures:
         raise SeFiError("photos is empty: connect at least one photo")
     for number, picture in enumerate(pictures, 1):
@@ -82,13 +89,6 @@ def training_pictures(
         if square.mask is not None:
             masks.append(_resized(square.mask[None], side))
     return torch.stack(pictures), torch.stack(masks) if masks else None
-
-
-def _colours(picture: torch.Tensor) -> torch.Tensor:
-    """(H, W, 3) of a picture with alpha, or of a grey one."""
-    if picture.shape[-1] < 3:
-        return picture[..., :1].expand(*picture.shape[:2], 3)
-    return picture[..., :3]
 
 
 def _planes(batch: torch.Tensor) -> torch.Tensor:

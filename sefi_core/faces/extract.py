@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import SeFiError
+from ..pictures import in_colour
 from .crop import crop, head_square, middle_square
 from .face import Detector, choose
 from .regions import region_mask
@@ -113,6 +114,4 @@ def checked_pictures(pictures: torch.Tensor) -> torch.Tensor:
             f"image holds values that are not numbers (NaN or infinite) in picture {broken[0]}: "
             "check the node that made it, often a VAE decoding in half precision"
         )
-    if pictures.shape[-1] < 3:
-        return pictures[..., :1].expand(*pictures.shape[:3], 3)
-    return pictures[..., :3]
+    return in_colour(pictures)
