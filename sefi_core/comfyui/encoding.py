@@ -86,7 +86,7 @@ class IdentityEncoder:
         if payload["phases"]:
             context = payload["base"].clone()  # the registry must not keep the context itself alive
             self.registry.add(context, payload)
-            pooled = payload["pooled"]
+            pooled = payload["pooled"]  # not the class word's; see find_segments
             extra = [{**(extra[0] if extra else {}), CONDITIONING_KEY: [payload]}]
         return context, pooled, *extra
 

@@ -27,8 +27,8 @@ CONDITIONING_KEY = "sefi_identity"
 
 Payload = dict[str, Any]
 
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a floating-point number -> the type that counts in units of its last place."""
 
 
 def signed(context: torch.Tensor, signature: bytes) -> torch.Tensor:
@@ -38,7 +38,7 @@ def signed(context: torch.Tensor, signature: bytes) -> torch.Tensor:
     """
     bits = [1, *(byte >> place & 1 for byte in signature for place in range(8))]
     context = context.clone()
-    numbers = context[0, -1, : len(bits)].view(_BITS[context.element_size()])
+    numbers = context[0, -1, : len(bits)].view(_INTEGERS[context.element_size()])
     numbers += torch.tensor(bits[: len(numbers)], dtype=numbers.dtype, device=numbers.device)
     return context
 
@@ -67,9 +67,7 @@ class Registry:
         entries = [(weakref.ref(context), payload)]
         unused = 0
         for used, other in self._entries:
-            if _equal(other["base"], payload["base"]) and _equal(
-                other["pooled"], payload["pooled"]
-            ):
+            if _equal(other["base"], payload["base"]):
                 continue
             unused += used() is None
             if used() is not None or unused <= self.SIZE:

@@ -216,8 +216,10 @@ _FORWARDS: tuple[tuple[type[nn.Module], Callable[..., torch.Tensor]], ...] = (
 
 
 def _is_replaced(module: nn.Module) -> bool:
-    """Whether a module's ``forward`` is not its class's; a LoRA in bypass mode leaves that behind
-    as an attribute."""
+    """Whether a module's ``forward`` is not its class's.
+
+    An attribute alone says nothing: a LoRA in bypass mode leaves the class's method as one.
+    """
     own = vars(module).get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
