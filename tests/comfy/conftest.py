@@ -21,7 +21,7 @@ atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-from sefi_ide.tests.comfy import random_checkpoint  # noqa: E402
+from sefi_ide.tests.comfy import composition, random_checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,19 @@ def mini_checkpoint(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
     random_checkpoint.save(path, torch.float32)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def inference_mode():
+    """Nodes run in inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def setting(mini_checkpoint, inference_mode):
+    """The two worlds and the oracle of the tests of composition."""
+    return composition.setting(mini_checkpoint)
 
 
 @pytest.fixture

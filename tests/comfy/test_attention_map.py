@@ -34,16 +34,11 @@ from sefi_ide.tests.comfy.oracle import (
 )
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
 SHAPE = (1, LATENT_CHANNELS, 16, 16)
 PROMPT = "a photo of red hair"
 SEED = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference_mode():
-    """Nodes run in inference mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

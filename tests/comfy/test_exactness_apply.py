@@ -25,16 +25,11 @@ from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
 import nodes
 
+pytestmark = pytest.mark.usefixtures("inference_mode")
+
 STAGES = 5
 TEXT = "a photo of <anna>, smiling"
 NOISE = torch.randn(1, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference_mode():
-    """Nodes run in inference mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

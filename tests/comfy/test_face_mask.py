@@ -16,12 +16,7 @@ from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.faces import insight
 from sefi_ide.tests.unit.face_models import red_squares, save_detector, save_landmarks
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    """Nodes run in inference mode."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture
