@@ -26,6 +26,7 @@ from .measures import LEAK_TIMESTEPS, draw, quality
 from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
 from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
+from .quality import contenders
 from .subjects import Subject, noise_seeds, prompts
 from .sweep import published_winners
 
@@ -50,11 +51,11 @@ NEITHER = "class word"
 
 def attention_figure(mini: MiniSDRuntime) -> None:
     """``attention.png``: photo, then each method's picture above its word's attention."""
-    subject, settings = Subject(SEED, 0, KIND), {**published_winners(KIND), "sefi": {}}
-    photos = subject.photos(1)
+    photos = Subject(SEED, 0, KIND).photos(1)
+    rows = contenders(published_winners(KIND))
     columns = {"training picture": [photos[0].picture]}
     ways = {"class word": Learned(mini.model, mini.clip, KIND)} | {
-        TITLES[method]: learn(mini, method, photos, KIND, settings[method]) for method in METHODS
+        TITLES[row]: learn(mini, row, photos, KIND, rows[row][1]) for row in METHODS
     }
     for title, learned in ways.items():
         picture = draw(mini, learned, [WISH], [SEED], KIND)

@@ -69,7 +69,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen
-        check_name(self.name)
+        set_field(self, "name", check_name(self.name))
         set_field(self, "class_word", check_class_word(self.class_word))
         if not isinstance(self.family, str) or not _TOKEN.fullmatch(self.family):
             raise SeFiError(f"{self.family!r} is no base model family: give one such as sd1")

@@ -1,12 +1,14 @@
 """Placeholders in prompts: ``<anna>`` stands where the class word of the identity would stand.
 
-A placeholder is a name in angle brackets; a name has letters (of any script), digits, ``_`` and
-``-``, and its case counts. So LoRA tags such as ``<lora:anna:1>`` are no placeholders.
+A placeholder is a name in angle brackets; a name has letters (of any script, with their marks),
+digits, ``_`` and ``-``, and its case counts. So LoRA tags such as ``<lora:anna:1>`` are no
+placeholders. Names are compared in Unicode's form NFC, as an accent may be a character of its own.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -18,8 +20,7 @@ MAX_CLASS_WORD_LENGTH = 64
 TEMPLATE_PLACEHOLDER = "<name>"
 """Stands in training templates for the placeholder of whichever identity is being trained."""
 
-_NAME = re.compile(r"[\w-]+")
-_PLACEHOLDER = re.compile(r"<([\w-]+)>")
+_PLACEHOLDER = re.compile(r"<([^<>]+)>")
 
 
 class Placeholder(NamedTuple):
@@ -31,8 +32,9 @@ class Placeholder(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if it can be the name of an identity, else raise :class:`SeFiError`."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    """``name`` in form NFC if it can be the name of an identity, else raise :class:`SeFiError`."""
+    name = unicodedata.normalize("NFC", name) if isinstance(name, str) else ""
+    if not name or not all(map(_may_be_in_a_name, name)):
         raise SeFiError(
             f"the name {name!r} cannot be used: give a name of letters, digits, _ and - only, "
             "without spaces or brackets, for example anna or anna_2"
@@ -74,11 +76,14 @@ def placeholder_of(name: str) -> str:
 
 
 def find_placeholders(text: str, names: Collection[str]) -> list[Placeholder]:
-    """All placeholders of ``names`` in ``text``, in order; others are plain text and not listed."""
+    """All placeholders of ``names`` in ``text``, in order; others are plain text and not listed.
+
+    ``names`` are as :func:`check_name` gives them, and so are those of the placeholders.
+    """
     return [
-        Placeholder(match[1], match.start(), match.end())
+        Placeholder(name, match.start(), match.end())
         for match in _PLACEHOLDER.finditer(text)
-        if match[1] in names
+        if (name := unicodedata.normalize("NFC", match[1])) in names
     ]
 
 
@@ -98,3 +103,8 @@ def expand_template(template: str, name: str) -> str:
             f'for example "a photo of {TEMPLATE_PLACEHOLDER}"'
         )
     return prompt
+
+
+def _may_be_in_a_name(character: str) -> bool:
+    is_mark = unicodedata.category(character).startswith("M")  # as vowels of Hindi and Thai are
+    return character.isalnum() or is_mark or character in "_-"

@@ -16,7 +16,6 @@ from comfy.sd import CLIP
 from ..attention import attention_probabilities
 from ..errors import SeFiError
 from ..heatmap import resized
-from ..prompts import find_placeholders
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
 from .injection import ATTACHMENT
 from .prompt_words import word_columns
@@ -180,10 +179,10 @@ def _recorded(recorder: Recorder, previous: Callable[..., Tensor] | None) -> Cal
 
 
 def _columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:
-    for name, *_ in find_placeholders(word, {word.strip("<>")}):
-        if name not in placeholders_in(clip.tokenize(word)):
-            raise SeFiError(
-                f"words: the CLIP does not know {word}: connect the MODEL and CLIP of SeFi Apply "
-                "Identity"
-            )
+    is_placeholder = word.startswith("<") and word.endswith(">")
+    if is_placeholder and not placeholders_in(clip.tokenize(word)):
+        raise SeFiError(
+            f"words: the CLIP does not know {word}: connect the MODEL and CLIP of SeFi Apply "
+            "Identity"
+        )
     return word_columns(clip, tokens, word)

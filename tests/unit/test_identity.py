@@ -137,6 +137,9 @@ class TestRoundTrip:
         with pytest.raises(dataclasses.FrozenInstanceError):
             identity.name = "bob"
 
+    def test_an_accent_may_be_a_character_of_its_own(self):
+        assert make_identity().renamed("Jose\u0301").placeholder == "<Jos\u00e9>"
+
     def test_every_difference_is_a_difference_of_content(self):
         identity = make_identity()
         assert identity.same_content(make_identity())

@@ -9,12 +9,24 @@ from sefi_ide.sefi_core.prompts import (
 )
 
 
-@pytest.mark.parametrize("name", ["anna", "Anna_2", "a-b", "1", "José", "анна", "安娜", "x" * 64])
+@pytest.mark.parametrize(
+    "name",
+    ["anna", "Anna_2", "a-b", "1", "José", "анна", "安娜", "अन्ना", "แอนนา", "x" * 64],
+)
 def test_names_and_their_placeholders(name):
     assert check_name(name) == name
     text = f"({placeholder_of(name)}:1.2), smiling"
     (found,) = find_placeholders(text, {name})
     assert text[found.start : found.end] == placeholder_of(name)
+
+
+def test_an_accent_may_be_a_character_of_its_own():
+    composed, decomposed = "Jos\u00e9", "Jose\u0301"
+    assert check_name(decomposed) == composed
+    text = f"{placeholder_of(decomposed)} and {placeholder_of(composed)}"
+    found = find_placeholders(text, {composed})
+    assert [p.name for p in found] == [composed, composed]
+    assert [text[p.start : p.end] for p in found] == text.split(" and ")
 
 
 @pytest.mark.parametrize(
