@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..sefi_core.comfyui.attention_map import attention_maps
 from ..sefi_core.errors import SeFiError, raised_by
-from ..sefi_core.heatmap import heat_picture, resized
+from ..sefi_core.heatmap import heat_picture
 from .types import CATEGORY
 
 
@@ -106,10 +106,8 @@ class SeFiAttentionMap(io.ComfyNode):
             if image is not None and not len(image):
                 raise SeFiError("image is empty: connect the decoded picture, or disconnect it")
             found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
-        maps = found.together()
+        maps = found.together(None if image is None else tuple(image.shape[1:3]))
         latents = len(maps) // len(chosen)
-        if image is not None:
-            maps = resized(maps, tuple(image.shape[1:3])).clamp(0, 1)
         heat = torch.stack(
             [
                 heat_picture(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..sefi_core.comfyui.faces import DETECTORS, detector_state, mask_faces
@@ -10,6 +12,8 @@ from ..sefi_core.faces.extract import NONE_FOUND, Selection
 from ..sefi_core.faces.face import WHICH
 from ..sefi_core.faces.regions import REGIONS
 from .types import CATEGORY
+
+DEFAULTS = Selection()
 
 
 class SeFiFaceMask(io.ComfyNode):
@@ -45,7 +49,7 @@ class SeFiFaceMask(io.ComfyNode):
                 io.Combo.Input(
                     "which_face",
                     options=list(WHICH),
-                    default="largest",
+                    default=DEFAULTS.which_face,
                     tooltip=(
                         "The face to use in each picture: the largest, the one nearest to the "
                         "middle, the one at face_index counted from the left, or all of them."
@@ -53,7 +57,7 @@ class SeFiFaceMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "face_index",
-                    default=0,
+                    default=DEFAULTS.face_index,
                     min=0,
                     max=999,
                     tooltip="For 'left to right': number of the face, 0 is the leftmost.",
@@ -61,7 +65,7 @@ class SeFiFaceMask(io.ComfyNode):
                 io.Combo.Input(
                     "region",
                     options=list(REGIONS),
-                    default="head",
+                    default=DEFAULTS.region,
                     tooltip=(
                         "What the mask covers. face: its outline, from hairline to chin (with "
                         "insightface's 2d106det along the landmarks). head: with hair, ears and "
@@ -70,14 +74,14 @@ class SeFiFaceMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "grow",
-                    default=0,
+                    default=DEFAULTS.grow,
                     min=-4096,
                     max=4096,
                     tooltip="Pixels by which the mask is made larger, or smaller if negative.",
                 ),
                 io.Int.Input(
                     "feather",
-                    default=0,
+                    default=DEFAULTS.feather,
                     min=0,
                     max=4096,
                     tooltip=(
@@ -88,7 +92,7 @@ class SeFiFaceMask(io.ComfyNode):
                 io.Combo.Input(
                     "none_found",
                     options=list(NONE_FOUND),
-                    default="error",
+                    default=DEFAULTS.none_found,
                     tooltip=(
                         "What to do with a picture without a face: stop with an error, or mask the "
                         "whole picture and crop the largest square in its middle."
@@ -96,7 +100,7 @@ class SeFiFaceMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "crop_size",
-                    default=512,
+                    default=DEFAULTS.crop_size,
                     min=16,
                     max=4096,
                     step=8,
@@ -104,7 +108,7 @@ class SeFiFaceMask(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "crop_margin",
-                    default=0.2,
+                    default=DEFAULTS.crop_margin,
                     min=0.0,
                     max=2.0,
                     step=0.05,
@@ -138,22 +142,7 @@ class SeFiFaceMask(io.ComfyNode):
         return detector_state(detector)  # a linked detector is not known yet
 
     @classmethod
-    def execute(
-        cls,
-        image: io.Image.Type,
-        detector: str,
-        which_face: str,
-        face_index: int,
-        region: str,
-        grow: int,
-        feather: int,
-        none_found: str,
-        crop_size: int,
-        crop_margin: float,
-    ) -> io.NodeOutput:
-        selection = Selection(
-            which_face, face_index, region, grow, feather, crop_size, crop_margin, none_found
-        )
+    def execute(cls, image: io.Image.Type, detector: str, **selection: Any) -> io.NodeOutput:
         with raised_by("SeFi Face Mask"):
-            found = mask_faces(image, detector, selection)
+            found = mask_faces(image, detector, Selection(**selection))
         return io.NodeOutput(found.masks, found.crops, found.crop_masks, found.count)

@@ -30,7 +30,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Learns a person, pet or thing from one photo or several of it, as a few vectors "
-                "(about ten kilobytes) that SeFi Apply Identity puts into prompts as <name>. The "
+                "(about 15 KB) that SeFi Apply Identity puts into prompts as <name>. The "
                 "model itself is not changed. Connect the mask of SeFi Face Mask for faces."
             ),
             search_aliases=["train", "learn face", "identity", "textual inversion", "dreambooth"],
@@ -49,7 +49,8 @@ class SeFiTrainIdentity(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "One mask per photo, of its size, from SeFi Face Mask or painted. The "
-                        "pictures are cropped around it, and only what is inside is learned."
+                        "pictures are cropped around it, and only what is inside is learned. "
+                        "Without: the middle square of each photo."
                     ),
                 ),
                 io.String.Input(
@@ -78,7 +79,7 @@ class SeFiTrainIdentity(io.ComfyNode):
                     default=DEFAULTS.steps,
                     min=1,
                     max=20000,
-                    tooltip="Training steps. More keep more of the photo, in the end too much.",
+                    tooltip="Training steps. Time grows with them; more do little for one photo.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -181,7 +182,8 @@ def _advanced_inputs() -> list[io.Input]:
             round=False,
             advanced=True,
             tooltip="Learning rate of AdamW, for vectors the size of Stable Diffusion 1.x's token "
-            "embeddings; scaled for others. It falls to 0 over the steps.",
+            "embeddings; scaled for others, but not with self-attention. It falls to 0 over the "
+            "steps.",
         ),
         io.Int.Input(
             "batch_size",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,16 @@ def heat_picture(heat: torch.Tensor, picture: torch.Tensor | None, label: str) -
     return torch.cat([colours, _strip(label, *heat.shape)])
 
 
-def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps (n, height, width) at another (height, width)."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+def added_up(layers: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Maps (n, height, width) at ``size``, each with a highest value of 1: the layers' sum.
+
+    ``layers`` has the same n maps of each layer, at a size of its own.
+    """
+    maps = sum(
+        F.interpolate(layer[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+        for layer in layers
+    )
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def _strip(label: str, height: int, width: int) -> torch.Tensor:

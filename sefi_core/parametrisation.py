@@ -65,7 +65,8 @@ class SelfAttentionVectors(nn.Module):
 
     SeFi-IDE's figure draws such a block between the class word's embedding and the ten vectors.
     Every vector is one token of the block and tells by a learned embedding which stage and role
-    it is for. The block starts as the identity, so training starts at the start vectors.
+    it is for. The block starts as the identity, so training starts at the start vectors. Its
+    parameters are weights and not embeddings, so ``units`` do not matter.
     """
 
     HEAD_WIDTH = 64
@@ -114,7 +115,7 @@ def build_parametrisation(
     """A parametrisation of ``PARAMETRISATIONS`` that starts at these vectors.
 
     Its random weights come from ``seed``; the global random state stays as it is. ``units`` are
-    those of the learning rate.
+    those of the learning rate, where the parameters are embeddings.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

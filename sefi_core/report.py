@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from .heatmap import heat_picture, resized
+from .heatmap import added_up, heat_picture
 from .training import Step, smoothed
 
 PANEL = 256
@@ -35,7 +35,7 @@ def training_report(
     """
     size = (PANEL, PANEL)
     photo, sample = (_scaled(picture) for picture in (photo, sample))
-    maps = resized(torch.stack([before, after]).float(), size).clamp(0, 1)
+    maps = added_up([torch.stack([before, after]).float()], size)
     nothing = torch.zeros(size)
     label = f"photo: {caption}" if caption else "photo"
     panels = [

@@ -23,6 +23,11 @@ def stage_of_timestep(t: float, stages: int, timesteps: int = TRAINING_TIMESTEPS
     return min(stages - 1, max(0, math.floor(stages * t / timesteps)))
 
 
+def first_timestep(stage: int, stages: int, timesteps: int = TRAINING_TIMESTEPS) -> int:
+    """The least noisy training timestep of a stage; that of ``stages`` is ``timesteps``."""
+    return -(-stage * timesteps // stages)
+
+
 def stage_edges(training_sigmas: torch.Tensor | Sequence[float], stages: int) -> tuple[float, ...]:
     """The ``stages - 1`` sigmas, ascending, at which the next noisier stage begins.
 
@@ -41,7 +46,7 @@ def stage_edges(training_sigmas: torch.Tensor | Sequence[float], stages: int) ->
 
     edges = []
     for stage in range(1, stages):
-        first = -(-stage * len(sigmas) // stages)  # smallest t with stages * t / T >= stage
+        first = first_timestep(stage, stages, len(sigmas))
         if first == len(sigmas):
             edges.append(math.inf)
             continue

@@ -19,7 +19,7 @@ from .captions import AUTO
 from .errors import SeFiError
 from .losses import MapPair, attention_loss, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
-from .stages import TRAINING_TIMESTEPS
+from .stages import TRAINING_TIMESTEPS, first_timestep
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 DEFAULT_TEMPLATES = (
@@ -195,7 +195,7 @@ def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
     def integer(high: int) -> int:
         return int(torch.randint(high, (1,), generator=generator))
 
-    edges = [-(-TRAINING_TIMESTEPS * s // settings.stages) for s in range(settings.stages + 1)]
+    begins = [first_timestep(stage, settings.stages) for stage in range(settings.stages + 1)]
     stages: list[int] = []
     while True:
         batch = Batch([], [], [], integer(2**62))
@@ -204,7 +204,7 @@ def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
             stage = stages.pop()
             batch.samples.append(integer(samples))
             batch.templates.append(integer(len(settings.templates)))
-            batch.timesteps.append(edges[stage] + integer(edges[stage + 1] - edges[stage]))
+            batch.timesteps.append(begins[stage] + integer(begins[stage + 1] - begins[stage]))
         yield batch
 
 

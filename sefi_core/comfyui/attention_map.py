@@ -15,7 +15,7 @@ from comfy.sd import CLIP
 
 from ..attention import attention_probabilities
 from ..errors import SeFiError
-from ..heatmap import resized
+from ..heatmap import added_up
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
 from .injection import ATTACHMENT
 from .prompt_words import word_columns
@@ -34,10 +34,12 @@ class AttentionMaps:
     size: tuple[int, int]
     """Height and width in pixels of the latents' pictures."""
 
-    def together(self) -> Tensor:
-        """Maps (words * latents, height, width) at ``size``: the layers' sum, at most 1."""
-        maps = sum(resized(layer, self.size) for layer in self.layers)
-        return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    def together(self, size: tuple[int, int] | None = None) -> Tensor:
+        """The sum of the layers, (words * latents, height, width), each map's highest value 1.
+
+        ``size`` is another height and width than that of the latents' pictures.
+        """
+        return added_up(self.layers, size or self.size)
 
 
 def attention_maps(

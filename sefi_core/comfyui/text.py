@@ -74,15 +74,11 @@ class PlaceholderTokenizer:
         ids: list[int] = [start]
         end = 0
         for placeholder in found:
-            ids += self._ids(text[end : placeholder.start])
+            ids += _ids(self.inner, text[end : placeholder.start])
             ids += self.placeholders[placeholder.name]
             end = placeholder.end
-        ids += self._ids(text[end:])
+        ids += _ids(self.inner, text[end:])
         return {"input_ids": [*ids, stop]}
-
-    def _ids(self, text: str) -> list[int]:
-        """The ids of a piece of text, without start and end token."""
-        return self.inner(text)["input_ids"][1:-1]
 
 
 def check_clip(clip: CLIP | None) -> None:
@@ -148,20 +144,12 @@ def substitute(tokens: Tokens, vectors: Vectors) -> Tokens:
     }
 
 
-def encode(clip: CLIP, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Context (1, tokens, width) and pooled output from ComfyUI's text encoder.
-
-    Weights, chunks and clip skip are applied as for any prompt.
-    """
-    return clip.encode_from_tokens(tokens, return_pooled=True)
-
-
 def class_word_ids(clip: CLIP, class_word: str) -> list[int]:
     """The token ids of a class word, without start and end token."""
     tokenizer = next(iter(_tokenizers(clip.tokenizer).values())).tokenizer
     if isinstance(tokenizer, PlaceholderTokenizer):
         tokenizer = tokenizer.inner
-    return tokenizer(class_word)["input_ids"][1:-1]
+    return _ids(tokenizer, class_word)
 
 
 def class_word_embedding(clip: CLIP, class_word: str) -> dict[str, torch.Tensor]:
@@ -237,8 +225,13 @@ def _tokenizers(tokenizer: Any) -> dict[str, SDTokenizer]:
     }
 
 
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a piece of text, without start and end token."""
+    return tokenizer(text)["input_ids"][1:-1]
+
+
 def _placeholder_tokens(tokenizer: Any, identity: Identity) -> list[PlaceholderToken]:
-    ids = tokenizer(identity.class_word)["input_ids"][1:-1]
+    ids = _ids(tokenizer, identity.class_word)
     ids += ids[-1:] * (identity.vectors - len(ids))
     return [PlaceholderToken(token, identity.name, position) for position, token in enumerate(ids)]
 

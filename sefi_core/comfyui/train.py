@@ -13,7 +13,7 @@ from comfy.sd import CLIP, VAE
 
 from ..captions import AUTO, check_captions
 from ..errors import SeFiError
-from ..heatmap import resized
+from ..heatmap import added_up
 from ..identity import FAMILY_LABELS, Identity, thumbnail_of
 from ..parametrisation import Vectors, build_parametrisation
 from ..pictures import Photo, training_pictures
@@ -142,12 +142,11 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
     finally:
         predictor.with_maps = with_maps
     columns = predictor.placeholder_tokens(0, 0)
-    finest = max(layer.size for layer in prediction.layers)
-    heat = torch.zeros(finest)
-    for layer in prediction.layers:
-        seen = layer.target[0].mean(dim=0).cpu()[:, columns].sum(dim=-1).unflatten(0, layer.size)
-        heat = heat + resized(seen[None], finest)[0]
-    return heat / heat.max().clamp_min(1e-12)
+    seen = [
+        layer.target[0].mean(dim=0).cpu()[:, columns].sum(dim=-1).unflatten(0, layer.size)[None]
+        for layer in prediction.layers
+    ]
+    return added_up(seen, max(layer.size for layer in prediction.layers))[0]
 
 
 @torch.inference_mode()  # as any sampler, with which ComfyUI's cast buffers are shared

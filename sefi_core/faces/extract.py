@@ -22,15 +22,15 @@ NONE_FOUND = ("error", "whole picture")
 
 @dataclass(frozen=True)
 class Selection:
-    """What to make of the faces; the values are those of the inputs of SeFi Face Mask.
+    """What to make of the faces; the inputs of SeFi Face Mask, and their defaults.
 
     ``grow`` and ``feather`` are in pixels of the picture, ``crop_size`` in pixels of the crop, and
     ``crop_margin`` is a share of the head's longer side.
     """
 
-    which: str = "largest"
-    index: int = 0
-    region: str = "face"
+    which_face: str = "largest"
+    face_index: int = 0
+    region: str = "head"
     grow: int = 0
     feather: int = 0
     crop_size: int = 512
@@ -72,7 +72,7 @@ def extract_faces(
         found = detector.detect(pixels)
         count += len(found)
         if found:
-            chosen = choose(found, selection.which, selection.index, size, name)
+            chosen = choose(found, selection.which_face, selection.face_index, size, name)
             shapes = [
                 (
                     region_mask(face, selection.region, size, selection.grow, selection.feather),

@@ -337,7 +337,8 @@ def test_a_word_on_two_lines(world):
 def test_the_node_over_a_picture(world):
     picture = torch.rand(1, 96, 160, 4)
     heat, maps = execute(world, image=picture)
-    assert maps.shape == (2, 96, 160) and heat.shape[2:] == (160, 3)
+    assert maps.shape == (2, 96, 160) and maps.amax((1, 2)).tolist() == [1.0, 1.0]
+    assert heat.shape[2:] == (160, 3)
     assert not torch.equal(heat[:, :96], execute(world, image=picture * 0)[0][:, :96])
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from sefi_ide.benchmarks import comfyui, contenders, cost, lora
-from sefi_ide.sefi_core.comfyui.text import encode
 
 SIDE = 64
 CASE = contenders.Case(SIDE)
@@ -96,7 +95,7 @@ def test_the_contenders_have_the_same_weights(models):
     ids = torch.tensor([[token for token, *_ in tokens["l"][0]]])
     x, timestep = models.latents(CASE), torch.tensor([500.0])
     with torch.no_grad():
-        context = encode(models.clip, tokens)[0].clone()
+        context = models.clip.encode_from_tokens(tokens).clone()
         states = inversion.text_encoder(ids).last_hidden_state
         output = models.unet(x, timestep, context, control=None, transformer_options={})
         torch.testing.assert_close(states, context, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,6 @@ from sefi_ide.sefi_core.comfyui.text import (
     PlaceholderToken,
     class_word_embedding,
     class_word_ids,
-    encode,
     encoder_names,
     placeholder_ids,
     placeholders_in,
@@ -112,7 +111,9 @@ def test_class_word_embeddings_encode_like_the_class_word(mini_sd):
     with torch.inference_mode():
         rows = class_word_embedding(applied, "old man")
         assert rows["l"].shape == (2, WIDTH) and rows["l"].dtype == torch.float32
-        context, pooled = encode(applied, substitute(tokens, {"anna": rows}))
+        context, pooled = applied.encode_from_tokens(
+            substitute(tokens, {"anna": rows}), return_pooled=True
+        )
         expected = clip.encode_from_tokens(tokens, return_pooled=True)
     assert context.shape == (1, 77 * len(tokens["l"]), WIDTH)
     assert torch.equal(context, expected[0]) and torch.equal(pooled, expected[1])

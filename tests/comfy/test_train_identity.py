@@ -195,7 +195,7 @@ def test_the_astronaut_from_photo_to_picture(models, tmp_path, monkeypatch):
     with torch.inference_mode():
         photo = torch.from_numpy(data.astronaut()).float()[None] / 255
         mask, crop, crop_mask, count = SeFiFaceMask.execute(
-            photo, "lbp cascade", "largest", 0, "head", 0, 4, "error", 256, 0.2
+            photo, "lbp cascade", feather=4, crop_size=256
         ).result
     assert count == 1
     whole = run(models, [photo], [mask], steps=1)[0]

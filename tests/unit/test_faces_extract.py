@@ -46,7 +46,7 @@ def test_choice(which, index, expected):
 
 
 def test_an_index_out_of_range_says_which_there_are():
-    selection = Selection(which="left to right", index=3)
+    selection = Selection(which_face="left to right", face_index=3)
     with pytest.raises(SeFiError, match=r"face_index is 3, but the picture has 2 faces.*0.* to 1"):
         extract_faces(pictures(), Finds(SMALL_LEFT, MIDDLE), selection)
     with pytest.raises(SeFiError, match="picture 1 of the batch has 1 face: set face_index to 0"):
@@ -55,7 +55,7 @@ def test_an_index_out_of_range_says_which_there_are():
 
 def test_a_batch_with_all_faces():
     found = extract_faces(
-        pictures(2), Finds(LARGE_RIGHT, SMALL_LEFT), Selection(which="all", crop_size=64)
+        pictures(2), Finds(LARGE_RIGHT, SMALL_LEFT), Selection(which_face="all", crop_size=64)
     )
     assert found.count == 4
     assert found.masks.shape == (2, *SIZE)

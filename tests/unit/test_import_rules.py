@@ -15,7 +15,7 @@ PACK_FILES = sorted(
 COMFYUI_MODULES = {
     path.stem for path in comfyui_path().iterdir() if path.is_dir() or path.suffix == ".py"
 }
-OPTIONAL = {"insightface", "onnxruntime", "diffusers"}
+OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage"}
 FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggingface_hub"}
 
 
@@ -54,6 +54,7 @@ def test_imports_run_from_nodes_to_bridge_to_core(source):
         for level, module in imports(tree)
         if level > 0
     }
+    assert {module[0] for module in reached} <= {"nodes", "sefi_core"}
     if path.parts[0] == "sefi_core":
         assert not [module for module in reached if module[0] != "sefi_core"]
         if path.parts[1] != "comfyui":
