@@ -7,7 +7,7 @@ from comfy.sd import CLIP
 
 from ..errors import SeFiError
 from .base_model import family_of
-from .encoding import AppliedIdentity, apply_to_clip, identity_encoder
+from .encoding import AppliedIdentity, apply_to_clip
 from .injection import apply_to_model
 from .text import check_clip, token_widths
 
@@ -28,5 +28,4 @@ def apply_identity(
             f"{applied.start_percent:g} to end_percent {applied.end_percent:g}: set end_percent "
             "above start_percent"
         )
-    clip = apply_to_clip(clip, applied)
-    return apply_to_model(model, identity_encoder(clip).registry), clip
+    return apply_to_model(model), apply_to_clip(clip, applied)

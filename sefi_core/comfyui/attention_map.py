@@ -17,7 +17,7 @@ from ..attention import attention_probabilities
 from ..errors import SeFiError
 from ..heatmap import added_up
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
-from .injection import ATTACHMENT
+from .injection import uses_identities
 from .prompt_words import word_columns
 from .text import Tokens, check_clip, placeholders_in
 
@@ -61,7 +61,7 @@ def attention_maps(
     """
     check_clip(clip)
     tokens = clip.tokenize(prompt)
-    if model.get_attachment(ATTACHMENT) is None and (names := sorted(placeholders_in(tokens))):
+    if not uses_identities(model) and (names := sorted(placeholders_in(tokens))):
         raise SeFiError(
             f"model does not know <{names[0]}>, which is in the prompt: connect the MODEL of SeFi "
             "Apply Identity, as you did with its CLIP"

@@ -21,7 +21,7 @@ import torch
 from comfy.sd import CLIP
 
 from ..identity import Identity
-from .payload import CONDITIONING_KEY, Payload, Registry, signed
+from .payload import CONDITIONING_KEY, REGISTRY, Payload, signed
 from .text import (
     Tokens,
     Vectors,
@@ -67,12 +67,10 @@ class IdentityEncoder:
         original: Callable[[Tokens], tuple[Any, ...]],
         text_encoder: torch.nn.Module,
         applied: Mapping[str, AppliedIdentity],
-        registry: Registry,
     ) -> None:
         self.original = original
         self.text_encoder = text_encoder
         self.applied = dict(applied)
-        self.registry = registry
 
     def __call__(self, tokens: Tokens) -> tuple[Any, ...]:
         """Context, pooled output and, with placeholders in the prompt, a dict with the payload."""
@@ -85,7 +83,7 @@ class IdentityEncoder:
         payload = self._payload(tokens, applied, context, pooled)
         if payload["phases"]:
             context = payload["base"].clone()  # the registry must not keep the context itself alive
-            self.registry.add(context, payload)
+            REGISTRY.add(context, payload)
             pooled = payload["pooled"]  # not the class word's; see find_segments
             extra = [{**(extra[0] if extra else {}), CONDITIONING_KEY: [payload]}]
         return context, pooled, *extra
@@ -127,7 +125,7 @@ class IdentityEncoder:
                 pooled = identity_pooled
                 break
         return {
-            "names": sorted(applied),
+            "names": " ".join(sorted(applied)),
             "base": signed(context, _signature(applied)),
             "pooled": pooled,
             "phases": phases,
@@ -183,7 +181,6 @@ def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
         clip.patcher.object_patches.get(REPLACED, method),
         original,
         {**(previous.applied if previous else {}), applied.identity.name: applied},
-        previous.registry if previous else Registry(),
     )
     clone.cond_stage_model = copy.copy(original)
     setattr(clone.cond_stage_model, REPLACED, encoder)

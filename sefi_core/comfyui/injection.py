@@ -1,10 +1,10 @@
 """The MODEL side: gives the cross-attention of each prompt its keys and values.
 
-Three wrappers do it. None of them keeps anything of a run:
+Three wrappers do it. What they keep of a run is in the options of its calls:
 
 - ``OUTER_SAMPLE`` puts a fresh :class:`Run` into the options of this sampling;
 - ``CALC_COND_BATCH`` sees every conditioning of a step, finds out by content which payloads apply
-  to it, and looks up the stage once;
+  to it, and looks up the stage once; the :class:`Step` goes into the options of this call;
 - ``DIFFUSION_MODEL`` recognises each row of the batch by its context, and only if a row has
   something to swap adds an ``attn2_patch`` to the options of this one forward.
 
@@ -30,12 +30,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..stages import stage_edges, stage_of_sigma
 from .base_model import training_sigmas, uncompiled
-from .payload import CONDITIONING_KEY, Payload, Registry, Segment, find_segments
+from .payload import CONDITIONING_KEY, REGISTRY, Payload, Segment, find_segments
 
 logger = logging.getLogger(__name__)
 
-ATTACHMENT = "sefi_identity"
+WRAPPERS_KEY = "sefi_identity"
 RUN_KEY = "sefi_identity_run"
+STEP_KEY = "sefi_identity_step"
 
 Conditioning = dict[str, Any]
 Swapped = tuple[torch.Tensor, torch.Tensor] | None
@@ -82,11 +83,8 @@ class Step:
 class Run:
     """The state of one sampling."""
 
-    registries: Sequence[Registry]
-    step: Step | None = None
-    """The current step, if there is something to swap in it."""
     previous: Step | None = None
-    """The step before, which may serve once more."""
+    """The step before, which may serve once more; None if nothing was to be swapped in it."""
     segments: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     """Context -> for each of its rows the payloads in it, found once."""
     edges: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -105,80 +103,75 @@ class Run:
         return self.moved[key][1]
 
 
-class Injection:
-    """The wrappers of one MODEL. ``registries`` are those of the CLIPs that belong to it."""
-
-    def __init__(self, registries: Sequence[Registry]) -> None:
-        self.registries = tuple(registries)
-
-    def outer_sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Begin a run. The guider's options are a copy that lives as long as the sampling."""
-        options = executor.class_obj.model_options.setdefault("transformer_options", {})
-        options[RUN_KEY] = Run(self.registries)
-        return executor(*args, **kwargs)
-
-    def calc_cond_batch(
-        self,
-        executor: WrapperExecutor,
-        model: BaseModel,
-        conds: list[list[Conditioning] | None],
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        model_options: dict[str, Any],
-    ) -> list[torch.Tensor]:
-        """Resolve the conditionings of a step."""
-        run = model_options.get("transformer_options", {}).get(RUN_KEY)
-        if run is None:  # called without a guider
-            run = Run(self.registries)
-            options = {**model_options.get("transformer_options", {}), RUN_KEY: run}
-            model_options = {**model_options, "transformer_options": options}
-        run.step = run.previous = _resolve(run, model, conds, timestep)
-        try:
-            with uncompiled() if run.step else nullcontext():
-                return executor(model, conds, x, timestep, model_options)
-        finally:
-            run.step = None
-
-    def diffusion_model(
-        self,
-        executor: WrapperExecutor,
-        x: torch.Tensor,
-        timesteps: torch.Tensor,
-        context: torch.Tensor | None,
-        y: torch.Tensor | None,
-        control: dict[str, Any] | None,
-        transformer_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Add the patch if a row of the batch has something to swap."""
-        run = transformer_options.get(RUN_KEY)
-        if run is not None and run.step is not None and context is not None:
-            swapped = _swapped_contexts(run, run.step, context, transformer_options)
-            if swapped is not None:
-                patches = dict(transformer_options.get("patches", {}))
-                patches["attn2_patch"] = [_swap(*swapped), *patches.get("attn2_patch", [])]
-                transformer_options = {**transformer_options, "patches": patches}
-        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+def outer_sample(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Begin a run. The guider's options are a copy that lives as long as the sampling."""
+    options = executor.class_obj.model_options.setdefault("transformer_options", {})
+    options[RUN_KEY] = Run()
+    return executor(*args, **kwargs)
 
 
-def apply_to_model(model: ModelPatcher, registry: Registry) -> ModelPatcher:
-    """A clone of ``model`` that uses the payloads of the CLIP with this registry.
+def calc_cond_batch(
+    executor: WrapperExecutor,
+    model: BaseModel,
+    conds: list[list[Conditioning] | None],
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    model_options: dict[str, Any],
+) -> list[torch.Tensor]:
+    """Resolve the conditionings of a step, and hand it down in the options of this call.
+
+    Gradient checkpointing calls the U-Net again in the backward pass, with these options.
+    """
+    options = model_options.get("transformer_options", {})
+    run = options.get(RUN_KEY) or Run()  # there is none without a guider
+    step = run.previous = _resolve(run, model, conds, timestep)
+    options = {**options, RUN_KEY: run, STEP_KEY: step}
+    model_options = {**model_options, "transformer_options": options}
+    with uncompiled() if step else nullcontext():
+        return executor(model, conds, x, timestep, model_options)
+
+
+def diffusion_model(
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor | None,
+    y: torch.Tensor | None,
+    control: dict[str, Any] | None,
+    transformer_options: dict[str, Any],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Add the patch if a row of the batch has something to swap."""
+    step = transformer_options.get(STEP_KEY)
+    if step is not None and context is not None:
+        run = transformer_options[RUN_KEY]
+        swapped = _swapped_contexts(run, step, context, transformer_options)
+        if swapped is not None:
+            patches = dict(transformer_options.get("patches", {}))
+            patches["attn2_patch"] = [_swap(*swapped), *patches.get("attn2_patch", [])]
+            transformer_options = {**transformer_options, "patches": patches}
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def apply_to_model(model: ModelPatcher) -> ModelPatcher:
+    """A clone of ``model`` that uses the payloads of its conditionings.
 
     Payloads travel with the conditioning, so one set of wrappers serves any number of identities.
     """
     clone = model.clone()
-    previous = model.get_attachment(ATTACHMENT)
-    others = [other for other in previous.registries if other is not registry] if previous else []
-    injection = Injection([registry, *others])
     for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, injection.outer_sample),
-        (WrappersMP.CALC_COND_BATCH, injection.calc_cond_batch),
-        (WrappersMP.DIFFUSION_MODEL, injection.diffusion_model),
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
+        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
     ):
-        clone.remove_wrappers_with_key(kind, ATTACHMENT)
-        clone.add_wrapper_with_key(kind, ATTACHMENT, wrapper)
-    clone.set_attachments(ATTACHMENT, injection)
+        clone.remove_wrappers_with_key(kind, WRAPPERS_KEY)
+        clone.add_wrapper_with_key(kind, WRAPPERS_KEY, wrapper)
     return clone
+
+
+def uses_identities(model: ModelPatcher) -> bool:
+    """Whether ``model`` comes from :func:`apply_to_model`."""
+    return bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, WRAPPERS_KEY))
 
 
 def _resolve(
@@ -203,7 +196,7 @@ def _resolve(
             run.segments[context] = _segments(run, context, owners.get(id(context), cond))
     if not any(any(run.segments[context]) for _, _, context in contexts):
         return None
-    sigma = float(timestep.flatten()[0])
+    sigma = float(timestep.detach().flatten()[0])
     phases = [
         [[_phase(run, model, segment.payload, sigma) for segment in row] for row in segments]
         for segments in (run.segments[context] for _, _, context in contexts)
@@ -229,7 +222,7 @@ def _resolve(
 def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[Segment]]:
     """The payloads of each row; several rows are a prompt for each picture of the batch."""
     own = cond.get(CONDITIONING_KEY) or []
-    registered = [payload for registry in run.registries for payload in registry]
+    registered = list(REGISTRY)
     rows = context.split(1)
     if len(rows) == 1:
         segments = [find_segments(context, cond, registered)]
@@ -245,7 +238,7 @@ def _segments(run: Run, context: torch.Tensor, cond: Conditioning) -> list[list[
         ]
     if own and not any(segments) and context.any() and not run.warned:
         run.warned = True
-        names = " and ".join(f"<{name}>" for payload in own for name in payload["names"])
+        names = " and ".join(f"<{name}>" for payload in own for name in payload["names"].split())
         logger.warning(
             "SeFi Apply Identity: the conditioning of a prompt with %s was changed by another "
             "node, such as ConditioningAverage, and is sampled as it is, without the identity.",

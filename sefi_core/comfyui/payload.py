@@ -2,7 +2,8 @@
 
 A *payload* is a plain dict, so that conditioning can be copied, sliced and saved as ever:
 
-- ``names``: names of the identities in the prompt;
+- ``names``: names of the identities in the prompt, with spaces between them (core's Train LoRA node
+  never comes back from a list of strings);
 - ``base``: the context (1, tokens, width) of the same prompt with the class words, a copy of the
   conditioning's own context, so everything that knows nothing of payloads sees ordinary text;
   :func:`signed`, so that sentences which differ in the placeholder only can be told apart;
@@ -47,12 +48,11 @@ class Registry:
     """The payloads of encoded prompts, for conditioning that has lost its dict.
 
     A payload is kept as long as the context that it was registered with is in use somewhere; of
-    the others the newest ``SIZE`` are kept, since a node may have copied the context.
+    the others the newest ``unused_bytes`` are kept, since a node may have copied the context.
     """
 
-    SIZE = 16
-
-    def __init__(self) -> None:
+    def __init__(self, unused_bytes: int = 128 << 20) -> None:
+        self.unused_bytes = unused_bytes
         self._entries: list[tuple[weakref.ref[torch.Tensor], Payload]] = []
 
     def __len__(self) -> int:
@@ -69,10 +69,15 @@ class Registry:
         for used, other in self._entries:
             if _equal(other["base"], payload["base"]):
                 continue
-            unused += used() is None
-            if used() is not None or unused <= self.SIZE:
+            unused += 0 if used() is not None else _bytes(other)
+            if used() is not None or unused <= self.unused_bytes:
                 entries.append((used, other))
         self._entries = entries
+
+
+REGISTRY = Registry()
+"""Of all CLIPs: a MODEL also samples what was encoded behind another SeFi Apply Identity, such as
+that of a first pass with another checkpoint, or this one before ComfyUI ran it again."""
 
 
 class Segment(NamedTuple):
@@ -119,14 +124,21 @@ def find_segments(
 
 def _starts(context: torch.Tensor, payload: Payload) -> list[int]:
     """The tokens of the context at which the payload's base context begins."""
-    base = payload["base"].to(context)
+    base = payload["base"]
     length = base.shape[1]
     if context.shape[0] != 1 or length > context.shape[1] or base.shape[2] != context.shape[2]:
         return []
     # The last token has seen the whole prompt, so it tells most contexts apart by itself.
-    ends = (context[0] == base[0, -1]).all(dim=-1).nonzero().flatten().tolist()
+    ends = (context[0] == base[0, -1].to(context)).all(dim=-1).nonzero().flatten().tolist()
     starts = [end + 1 - length for end in ends if end + 1 >= length]
+    base = base.to(context) if starts else base
     return [start for start in starts if torch.equal(context[:, start : start + length], base)]
+
+
+def _bytes(payload: Payload) -> int:
+    contexts = [payload["base"]]
+    contexts += [phase[role] for phase in payload["phases"] for role in ("key", "value")]
+    return sum({id(context): context.nbytes for context in contexts}.values())
 
 
 def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

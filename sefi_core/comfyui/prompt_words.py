@@ -40,7 +40,7 @@ def word_columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:
             columns += [item.column for item in part]
     if not columns:
         text = "".join(item.text for item in prompt)
-        words = list(dict.fromkeys(text.split(END_OF_WORD)[:-1]))
+        words = [word for word in dict.fromkeys(text.split(END_OF_WORD)) if word]
         raise SeFiError(
             f"words: '{word}' is not in the prompt: "
             + (f"choose from {', '.join(words)}" if words else "write it into the prompt too")
@@ -69,4 +69,5 @@ def _key_and_text(vocabulary: dict[int, str], token: Any) -> tuple[Hashable, str
         return (token.name, token.position), text + END_OF_WORD
     if isinstance(token, int):
         return token, vocabulary[token]
-    return id(token), "(embedding)" + END_OF_WORD
+    # ComfyUI loads an embedding anew for each prompt, and does not tell its name.
+    return token.numpy(force=True).tobytes(), END_OF_WORD

@@ -15,6 +15,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+from safetensors.torch import save_file
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.sefi_core.comfyui import attention_map
@@ -306,6 +307,17 @@ def test_a_word_is_not_found_inside_another_or_in_a_placeholder(world):
     tokens = clip.tokenize("<anna>, and a person, (<anna>:1.2)")
     assert word_columns(clip, tokens, "<anna>") == [1, 7]
     assert word_columns(clip, tokens, "person") == [5]
+
+
+def test_the_word_of_a_textual_inversion(mini_checkpoint, tmp_path):
+    save_file({"emb_params": torch.rand(2, 128)}, tmp_path / "hat.safetensors")
+    _, clip, _, _ = comfy.sd.load_checkpoint_guess_config(
+        mini_checkpoint, output_model=False, embedding_directory=str(tmp_path)
+    )
+    tokens = clip.tokenize("a photo of embedding:hat smiling")
+    assert word_columns(clip, tokens, "embedding:hat") == [4, 5]
+    with pytest.raises(SeFiError, match="choose from a, photo, of, smiling$"):
+        word_columns(clip, tokens, "scarf")
 
 
 def execute(world, **changes):

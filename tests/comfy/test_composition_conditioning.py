@@ -19,6 +19,7 @@ from sefi_ide.tests.comfy.composition import (
     STEPS,
     TEXT,
     TOLERANCE,
+    VISIBLE,
     check,
     random_latents,
     random_lora,
@@ -307,6 +308,23 @@ def test_text_nodes_that_keep_the_pooled_output_only(setting, copied):
         return world.sample(encode(world, TEXT), encode(world, "a photo of person, smiling"), noise)
 
     check(setting, case, text_guidance(setting, TEXT, "a photo of person, smiling"))
+
+
+def test_long_schedules_whose_parts_are_gone(setting):
+    """One row for each picture; its parts are dropped, and something else is encoded after."""
+    noise = random_latents(24, seed=23)
+    texts = [f"a photo of <anna>, number {number}" for number in range(len(noise))]
+    clip = setting.applied.clip
+    parts = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
+    contexts, pooled = zip(*parts, strict=True)
+    positive = [[torch.cat(contexts), {"pooled_output": torch.cat(pooled)}]]
+    del parts, contexts, pooled
+    setting.applied.encode("portrait of <anna>")
+    negative = setting.applied.encode(NEGATIVE)
+    drawn, class_word = (
+        world.sample(positive, negative, noise) for world in (setting.applied, setting.plain)
+    )
+    assert all((drawn - class_word).abs().flatten(1).mean(1) > VISIBLE * drawn.std())
 
 
 @pytest.mark.parametrize("text", [TEXT, CHUNKS], ids=["plain", "chunks"])

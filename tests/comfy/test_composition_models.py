@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy_extras import nodes_custom_sampler, nodes_perpneg
+from comfy_extras import nodes_custom_sampler, nodes_hooks, nodes_perpneg
+from comfy_extras.nodes_train import TrainLoraNode
 from sefi_ide.tests.comfy.composition import (
     NEGATIVE,
     SCALE,
@@ -21,12 +23,14 @@ from sefi_ide.tests.comfy.composition import (
     World,
     apply,
     check,
+    identity,
     person,
+    random_latents,
     random_lora,
     text_case,
     text_guidance,
 )
-from sefi_ide.tests.comfy.oracle import Oracle, Prompt, Region, cfg
+from sefi_ide.tests.comfy.oracle import Concatenated, Oracle, Prompt, Region, cfg
 from sefi_ide.tests.mini_sd.architecture import UNET_CONFIG
 
 import nodes
@@ -266,6 +270,83 @@ def test_conditioning_of_another_apply_node(setting):
     model, _ = apply(setting.plain.model, setting.plain.clip, setting.bob)
     world = replace(setting.applied, model=model)
     check(setting, text_case(), text_guidance(setting), applied=world)
+
+
+@pytest.mark.parametrize("way", ["concat", "hooks", "pooled-only"])
+def test_conditioning_without_its_dict_of_another_apply_node(setting, way):
+    """As of a first pass; or ComfyUI has run the Apply node again and kept the conditioning."""
+
+    def encode(world):
+        if way == "concat":
+            style, text = world.encode("in a garden"), world.encode(TEXT)
+            return nodes.ConditioningConcat().concat(style, text)[0]
+        clip = world.clip
+        if way == "hooks":
+            hooks = comfy.hooks.create_hook_lora(random_lora(), 0.0, 0.0)
+            clip = nodes_hooks.SetClipHooks().apply_hooks(clip, True, True, hooks)[0]
+            return replace(world, clip=clip).encode(TEXT)
+        text = TEXT if world.people else TEXT.replace("<anna>", "person")
+        context, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+        return [[context, {"pooled_output": pooled}]]
+
+    model, _ = apply(setting.plain.model, setting.plain.clip, setting.anna)
+    kept = encode(setting.applied)
+
+    def case(world, noise):
+        positive = kept if world.people else encode(world)
+        return world.sample(positive, world.encode(NEGATIVE), noise)
+
+    prompt = setting.prompt(TEXT)
+    if way == "concat":
+        prompt = Concatenated(setting.prompt("in a garden"), prompt)
+    guidance = cfg([Region(prompt)], [Region(setting.prompt(NEGATIVE))], SCALE)
+    check(setting, case, guidance, applied=replace(setting.applied, model=model))
+
+
+def train_lora(model, positive, checkpointing):
+    """The half of core's LoRA that begins at zero, after one step."""
+    arguments = {
+        "model": model,
+        "latents": {"samples": random_latents(1, seed=19)},
+        "positive": positive,
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "steps": 1,
+        "learning_rate": 1e-3,
+        "rank": 4,
+        "optimizer": "SGD",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "quantized_backward": False,
+        "algorithm": "LoRA",
+        "gradient_checkpointing": checkpointing,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "existing_lora": "[None]",
+        "bucket_mode": False,
+        "bypass_mode": False,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for the other half
+        result = TrainLoraNode.execute(**{key: [value] for key, value in arguments.items()}).result
+    learned = [rows for key, rows in result[0].items() if key.endswith("lora_down.weight")]
+    return torch.cat([rows.float().flatten() for rows in learned])
+
+
+def test_core_trains_a_lora_with_the_identity(mini_sd):
+    """With checkpointing the U-Net is called again in the backward pass, after the step."""
+    model, clip, _ = mini_sd
+    anna = identity(clip, "anna", 5, seed=1)
+    applied, applied_clip = apply(model, clip, anna)
+    positive = nodes.CLIPTextEncode().encode(applied_clip, TEXT)[0]
+    plain, checkpointed, class_word = (
+        train_lora(trained, positive, checkpointing)
+        for trained, checkpointing in ((applied, False), (applied, True), (model, False))
+    )
+    assert (plain - class_word).norm() > 0.05 * plain.norm()
+    assert (plain - checkpointed).norm() < 1e-3 * plain.norm()
 
 
 def test_runs_are_identical_and_leave_nothing_behind(setting):

@@ -16,7 +16,7 @@ from comfy_extras import nodes_model_advanced
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.sefi_core.comfyui import encoding
 from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity, identity_encoder
-from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, Registry, signed
+from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, REGISTRY, Registry, signed
 from sefi_ide.sefi_core.comfyui.text import PlaceholderToken, class_word_embedding, substitute
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity import Identity
@@ -229,8 +229,9 @@ def test_prompt_without_placeholder_costs_nothing(loaded, word, monkeypatch):
     encoder = identity_encoder(clip)
     original = encoder.original
     monkeypatch.setattr(encoder, "original", lambda tokens: calls.append(1) or original(tokens))
+    registered = len(REGISTRY)
     context, extra = encode(clip, "a photo of person")[0]
-    assert len(calls) == 1 and len(encoder.registry) == 0
+    assert len(calls) == 1 and len(REGISTRY) == registered
     assert torch.equal(context, plain[0]) and extra.keys() == plain[1].keys()
     options = []
     model.set_model_unet_function_wrapper(
@@ -287,15 +288,20 @@ def test_a_patcher_with_another_model_does_not_lose_the_identity(loaded, word, w
 
 
 @pytest.mark.parametrize("strength_k", [1.0, 0.0])
-def test_hundreds_of_prompts_do_not_pile_up(loaded, word, strength_k):
+def test_hundreds_of_prompts_do_not_pile_up(loaded, word, strength_k, monkeypatch):
     model, clip = apply(loaded, identity(word, stages=1), strength_k)
-    registry = identity_encoder(clip).registry
+    ((context, extra),) = encode(clip, "<anna>")
+    (phase,) = extra[CONDITIONING_KEY][0]["phases"]
+    tensors = {id(tensor): tensor.nbytes for tensor in (phase["key"], phase["value"])}
+    size = context.nbytes * (1 + len(tensors))
+    registry = Registry(unused_bytes=16 * size)
+    monkeypatch.setattr(encoding, "REGISTRY", registry)
     for number in range(100):
         encode(clip, f"<anna> {number}")
     gc.collect()
     encode(clip, "<anna>")
-    assert len(registry) <= Registry.SIZE + 2
-    kept = [encode(clip, f"<anna> {number}") for number in range(2 * Registry.SIZE)]
+    assert 16 <= len(registry) <= 18
+    kept = [encode(clip, f"<anna> {number}") for number in range(32)]
     assert len(registry) >= len(kept)  # each is still in use and may need its payload
     encode(clip, "<anna> 1")
     assert sum(torch.equal(p["base"], kept[1][0][0]) for p in registry) == 1
@@ -307,7 +313,7 @@ def test_a_placeholder_in_one_of_two_prompts(monkeypatch):
     rows = {encoder: torch.ones(1, 2, 4) for encoder in ("l", "g")}
     half = AppliedIdentity(Identity("anna", "person", "sdxl", rows, rows), strength_k=0.5)
     tokens = {"l": [[(7, 1.0)]], "g": [[(PlaceholderToken(5, "anna", n), 1.0) for n in range(2)]]}
-    encoder = encoding.IdentityEncoder(None, None, {"anna": half}, Registry())
+    encoder = encoding.IdentityEncoder(None, None, {"anna": half})
     vectors = encoder._vectors(tokens, "keys", encoder.applied, {"anna": 0})
     replaced = substitute(tokens, vectors)
     assert replaced["l"] == tokens["l"]
