@@ -37,7 +37,7 @@ def pair_photos(
     pictures with values that are not numbers, and for masks that are empty, too few, or of another
     size than their photo.
     """
-    pictures = [in_colour(picture).clone().float() for batch in images for picture in batch]
+    pictures = [in_colour(picture).float() for batch in images for picture in batch]
     if not pictures:
         raise SeFiError("photos is empty: connect at least one photo")
     for number, picture in enumerate(pictures, 1):
@@ -47,8 +47,8 @@ def pair_photos(
                 "that made it"
             )
     if not masks:
-        return [Photo(picture.clamp(0, 1), None) for picture in pictures]
-    planes = [mask.clone().float() for batch in masks for mask in _planes(batch)]
+        return [Photo(picture, None) for picture in pictures]
+    planes = [mask.float() for batch in masks for mask in _planes(batch)]
     if len(planes) == 1:
         planes *= len(pictures)
     if len(planes) != len(pictures):
@@ -70,7 +70,7 @@ def pair_photos(
                 f"masks: mask {number} is empty: mark the face in it, or disconnect masks to train "
                 "without"
             )
-        photos.append(Photo(picture.clamp(0, 1), mask.clamp(0, 1)))
+        photos.append(Photo(picture, mask))
     return photos
 
 
@@ -97,7 +97,7 @@ def _planes(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _square(photo: Photo) -> Photo:
-    """The square of a photo with the face as much in its middle as the borders allow."""
+    """The square of a photo with the face as much in its middle as the borders allow, in [0, 1]."""
     height, width = photo.picture.shape[:2]
     side = min(height, width)
     centre = (height / 2, width / 2)
@@ -118,7 +118,9 @@ def _square(photo: Photo) -> Photo:
             "masks: what is marked in a photo is too far apart for a square around it: mark one "
             "face only, or crop the photo"
         )
-    return Photo(photo.picture[rows, columns], mask)
+    return Photo(
+        photo.picture[rows, columns].clamp(0, 1), None if mask is None else mask.clamp(0, 1)
+    )
 
 
 def _resized(planes: torch.Tensor, side: int) -> torch.Tensor:

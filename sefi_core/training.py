@@ -133,7 +133,8 @@ def check_diffusers() -> None:
         import diffusers.optimization  # noqa: F401
     except ImportError as error:
         raise SeFiError(
-            "training needs the package diffusers: install it (pip install diffusers)"
+            f"training needs the package diffusers ({error}): install or update it "
+            "(pip install -U diffusers)"
         ) from error
 
 

@@ -60,7 +60,7 @@ def cross_attention_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module
     """The cross-attention layers of ComfyUI's U-Net; of other architectures none."""
     parts = (
         ("input", getattr(unet, "input_blocks", ())),
-        ("middle", (getattr(unet, "middle_block", ()),)),
+        ("middle", (getattr(unet, "middle_block", None) or (),)),  # distilled ones may have none
         ("output", getattr(unet, "output_blocks", ())),
     )
     return {

@@ -75,8 +75,9 @@ class ComfyPredictor:
         for name, patcher in (("model", model), ("clip", clip.patcher)):
             if patcher.injections:
                 raise SeFiError(
-                    f"{name} has a LoRA in bypass mode, whose gradients cannot be followed: load "
-                    "it with Load LoRA instead"
+                    f"{name} has a LoRA in bypass mode, or something else that is injected into "
+                    "its layers, whose gradients cannot be followed: load the LoRA with Load LoRA, "
+                    "or leave that node out"
                 )
         self.model = private_clone(model)
         self.clip = with_placeholders(clip, [identity])

@@ -67,7 +67,9 @@ def train_identity(
     """
     check_diffusers()
     # ComfyUI's samplers seed the global random state, which is not ours to change.
-    random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    # With --cpu its CUDA part is not used, and reading it would start CUDA.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    random_state = torch.random.fork_rng(devices=gpus)
     with torch.inference_mode(False), torch.enable_grad(), random_state:
         plain = _class_word_identity(model, clip, name, class_word, settings)
         first = plain if start is None else _going_on(start, plain)

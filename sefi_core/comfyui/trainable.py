@@ -119,7 +119,10 @@ def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     preparations, which take longer than a small layer.
     """
     if not _is_ordinary(layer, like):
+        own = getattr(layer, "cast_bias_weight", None)  # layers of GGUF files unpack theirs so
         with torch.inference_mode():  # samplers have made ComfyUI's cast buffers in it
+            if own is not None:
+                return *own(like), None
             return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
     return weight.to(like.dtype), None if bias is None else bias.to(like.dtype), None
@@ -215,6 +218,16 @@ _FORWARDS: tuple[tuple[type[nn.Module], Callable[..., torch.Tensor]], ...] = (
 )
 
 
+def _differentiable_forward(module: nn.Module) -> Callable[..., torch.Tensor] | None:
+    """What takes the place of a module's ``forward``, None to leave it."""
+    for kind, forward in _FORWARDS:
+        if isinstance(module, kind):
+            return forward
+    # In quantised checkpoints linear layers, the ordinary ones too, are of a class of their own.
+    is_linear = isinstance(module, comfy.ops.CastWeightBiasOp) and hasattr(module, "in_features")
+    return _linear if is_linear else None
+
+
 def _is_replaced(module: nn.Module) -> bool:
     """Whether a module's ``forward`` is not its class's.
 
@@ -244,15 +257,12 @@ def differentiable(*models: nn.Module, gradient_checkpointing: bool = False) -> 
             for module in model.modules():
                 if _is_replaced(module):
                     continue  # another training of the same model, or another pack's forward
-                for kind, forward in _FORWARDS:
-                    if isinstance(module, kind):
-                        install(module, MethodType(forward, module))
-                        break
-                else:
-                    if gradient_checkpointing and isinstance(
-                        module, (ResBlock, BasicTransformerBlock)
-                    ):
-                        install(module, _checkpointed(module.forward))
+                if forward := _differentiable_forward(module):
+                    install(module, MethodType(forward, module))
+                elif gradient_checkpointing and isinstance(
+                    module, (ResBlock, BasicTransformerBlock)
+                ):
+                    install(module, _checkpointed(module.forward))
         yield
     finally:
         for module in installed:

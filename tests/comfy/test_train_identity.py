@@ -271,7 +271,19 @@ def test_bad_input_is_refused_before_any_work(models, changes, said):
 def test_a_missing_package_is_noticed_before_any_work(models, monkeypatch):
     model, clip, _ = models
     monkeypatch.setitem(sys.modules, "diffusers.optimization", None)
-    bad((model, clip, None), "pip install diffusers")
+    bad((model, clip, None), "pip install -U diffusers")
+
+
+def test_cuda_is_not_started_for_the_cpu(models, monkeypatch):
+    """Its count may come from the driver of a card that CUDA cannot use."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+    def started(*_):
+        raise AssertionError("CUDA was started")
+
+    monkeypatch.setattr(torch.cuda, "get_rng_state", started)
+    run(models, steps=1)
 
 
 def identity_of(stages: int = 5, width: int = WIDTH, family: str = "sd1", word: str = "person"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -10,6 +11,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.train import train_identity
 from sefi_ide.sefi_core.comfyui.trainable import differentiable
@@ -104,6 +106,70 @@ def test_half_precision_weights_give_the_same_gradient(tmp_path, dtype):
         for gradient, expected in zip(found, exact[1:], strict=True):
             cosine = torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0)
             assert cosine > (0.99 if dtype == torch.float16 else 0.97), compute
+
+
+def quantised(path, source):
+    """A checkpoint as ComfyUI's own quantisation of the U-Net's attention leaves it, in fp8."""
+    weights = {}
+    for key, weight in load_file(source).items():
+        attends = key.startswith("model.diffusion_model.") and "attn" in key
+        if not attends or weight.ndim != 2:
+            weights[key] = weight
+            continue
+        scale = weight.abs().max() / 448
+        name = key.removesuffix("weight")
+        weights[key] = (weight / scale).to(torch.float8_e4m3fn)
+        weights[f"{name}weight_scale"] = scale.float().reshape(())
+        kind = json.dumps({"format": "float8_e4m3fn"}).encode()
+        weights[f"{name}comfy_quant"] = torch.tensor(list(kind), dtype=torch.uint8)
+    save_file(weights, path)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_quantised_checkpoints_can_be_trained_on(mini_checkpoint, tmp_path, checkpointing):
+    """Their linear layers are no ``nn.Linear``."""
+    quantised(tmp_path / "fp8.safetensors", mini_checkpoint)
+    _, *expected = gradients(*load(mini_checkpoint)[:2])
+    model, clip, _ = load(tmp_path / "fp8.safetensors")
+    layer = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k
+    assert not isinstance(layer, torch.nn.Linear)
+    _, *found = gradients(model, clip, checkpointing=checkpointing)
+    for gradient, exact in zip(found, expected, strict=True):
+        assert torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0) > 0.95
+
+
+def test_layers_that_unpack_their_own_weights(mini_sd, monkeypatch):
+    """As those of GGUF files do, in a method of the name of ComfyUI's function."""
+
+    class Packed(comfy.ops.manual_cast.Linear):
+        def cast_bias_weight(self, like):
+            bias = None if self.bias is None else self.bias.to(like.dtype)
+            return self.weight.to(like.dtype) / 2, bias
+
+    model, clip, _ = mini_sd
+    _, *expected = gradients(model, clip)
+    for layer in model.model.diffusion_model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            with torch.inference_mode():
+                packed = torch.nn.Parameter(layer.weight * 2, requires_grad=False)
+            monkeypatch.setattr(layer, "weight", packed)
+            monkeypatch.setattr(layer, "weight_function", [lambda weight: weight])
+            monkeypatch.setattr(layer, "__class__", Packed)
+    _, *found = gradients(model, clip)
+    for gradient, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, exact)
+
+
+def test_a_unet_without_a_middle_block(mini_checkpoint, tmp_path):
+    """As distilled ones have."""
+    weights = load_file(mini_checkpoint)
+    middle = "model.diffusion_model.middle_block."
+    kept = {key: weight for key, weight in weights.items() if not key.startswith(middle)}
+    save_file(kept, tmp_path / "small.safetensors")
+    model, clip, _ = load(tmp_path / "small.safetensors")
+    assert model.model.diffusion_model.middle_block is None
+    for gradient in gradients(model, clip)[1:]:
+        assert gradient.norm() > 0
 
 
 def test_gradient_checkpointing_changes_nothing(mini_sd):

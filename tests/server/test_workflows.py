@@ -77,4 +77,4 @@ def test_a_workflow_has_the_defaults_of_the_nodes(name, server, shipped_prompt, 
             wanted = default if isinstance(default, str) else pytest.approx(default)
             assert value == wanted, f"{node['class_type']}.{key}"
             compared.add(type(default))
-    assert {float, str} <= compared
+    assert compared >= ({int, float, str} if name == "quick_start" else {float})

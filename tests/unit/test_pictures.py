@@ -90,6 +90,14 @@ def test_the_inputs_are_left_alone_and_inference_tensors_are_fine():
     assert torch.equal(image, before[0]) and torch.equal(mask, before[1])
 
 
+def test_photos_are_not_copied():
+    """A camera's take hundreds of megabytes, which training would hold."""
+    batch, masks = torch.rand(1, 40, 30, 3), torch.ones(1, 40, 30)
+    (photo,) = pair_photos([batch], [masks])
+    assert photo.picture.data_ptr() == batch.data_ptr()
+    assert photo.mask.data_ptr() == masks.data_ptr()
+
+
 def test_a_mask_of_two_dimensions_is_one_mask():
     assert made([torch.rand(1, 64, 64, 3)], [torch.ones(64, 64)])[1].shape == (1, 1, 128, 128)
 

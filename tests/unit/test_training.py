@@ -139,7 +139,7 @@ def test_the_learning_rate_ends_at_nothing():
 
 def test_without_diffusers_the_error_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers.optimization", None)
-    with pytest.raises(SeFiError, match="pip install diffusers"):
+    with pytest.raises(SeFiError, match="import of diffusers.optimization.*pip install -U diff"):
         optimise(start(), Toy(), settings(steps=1))
 
 
