@@ -21,10 +21,9 @@ MAX_CAPTION_LENGTH = 300
 def check_captions(captions: Sequence[str], photos: int) -> list[str]:
     """One caption for each of ``photos`` photos, "" for none.
 
-    One caption is for all of them; several of one photo are put together; empty ones at the end
-    that are too many are dropped. Raises
-    :class:`SeFiError` for another number, for captions that are too long, and for those that name
-    a placeholder.
+    One caption is for all of them, and all captions are for a single photo; empty ones at the end
+    that are too many are dropped. Raises :class:`SeFiError` for another number, for captions that
+    are too long, and for those that name a placeholder.
     """
     captions = list(captions) if photos > 1 else [" ".join(captions)]
     while len(captions) not in (0, 1, photos) and not captions[-1].strip():

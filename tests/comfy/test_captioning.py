@@ -70,8 +70,8 @@ def test_captions_change_what_is_learned(mini):
 
 
 def test_too_many_captions_are_refused_before_any_work(mini):
-    with pytest.raises(SeFiError, match="2 lines for 1 photos"):
-        train(mini, [photo_of(1, "smiling")], captions=("smiling", "sad"))
+    with pytest.raises(SeFiError, match="3 lines for 2 photos"):
+        train(mini, [photo_of(1, "smiling")] * 2, captions=("smiling", "sad", "angry"))
 
 
 def test_a_caption_is_the_rest_of_the_sample_s_prompt(mini):
