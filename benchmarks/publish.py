@@ -57,7 +57,8 @@ def publish_sweep(kind: str) -> None:
     parts = [
         f"# Sweep on {plural}",
         f"Made by `{_command('bench-sweep', kind)}`. Every method at every learning rate and "
-        "number of steps, on four validation identities that are in no comparison; best first. In "
+        "number of steps, on four validation identities that are in no comparison, and its three "
+        "best on twelve; best first. In "
         f"[the comparison](quality_{plural}.md) every method is at its best here; the pack's "
         "defaults are there as they are, too.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),

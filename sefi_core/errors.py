@@ -10,8 +10,11 @@ class SeFiError(ValueError):
     """A mistake that the user can put right.
 
     The message is one clear sentence in plain English: what is wrong, with which input or file,
-    and what to do about it. ComfyUI shows it as it is.
+    and what to do about it. ComfyUI shows it after the name of the class.
     """
+
+    # A custom node's own modules are named by their path on the user's disk.
+    __module__ = "sefi_ide"
 
 
 @contextmanager

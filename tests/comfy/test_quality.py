@@ -103,18 +103,26 @@ def test_r_is_0_at_the_class_word_and_1_at_named_people():
     assert interval(r["sefi"])[0] == pytest.approx((0.45 - 0.2) / 0.4)
 
 
-def test_the_sweep_finds_the_best_settings_of_every_method():
-    """The second rate does best with the most steps, for everybody."""
-    done = {}
-    for method in methods.METHODS:
-        tried = sweep.jobs_of(method, "person")
-        best = tried[1 * len(sweep.STEPS) + 2][0]
-        assert best["steps"] == max(sweep.STEPS)
-        for settings, part in tried:
-            found = {"id": 0.5, "prompt": 1.0, "id_p": 0.6 if settings == best else 0.5}
-            done |= {job.key: found for job in part}
-    table = {method: sweep.rows_of(method, "person", done) for method in methods.METHODS}
-    assert {len(rows) for rows in table.values()} == {9}
+def test_the_sweep_finds_what_is_best_for_more_than_the_first_subjects():
+    """The highest rate is best on the first four and runs away with the others."""
+    calls = []
+
+    def run(todo):
+        calls.append(todo)
+        done = {}
+        for job in todo:
+            rate, steps = job.overrides["learning_rate"], job.overrides["steps"]
+            high = rate in (max(sweep.EMBEDDING_RATES), max(sweep.LORA_RATES))
+            id_p = 1e-4 * steps + rate if job.number < 4 or not high else 0.0
+            done[job.key] = {"id": 0.5, "prompt": 1.0, "id_p": id_p}
+        return done
+
+    table = sweep.sweep("robot", run)
+    assert {(job.seed, job.kind) for part in calls for job in part} == {(500, "robot")}
+    assert [len(part) for part in calls] == [8 * 9 * 4, 8 * 3 * 12]
+    for rows in table.values():
+        assert [row["subjects"] for row in rows] == [12] * 3 + [4] * 6
+        assert len({(row["learning_rate"], row["steps"]) for row in rows}) == 9
     winners = sweep.winners_of(table)
     assert winners.keys() == set(methods.METHODS)
     assert winners["textual_inversion"] == {"learning_rate": 5e-3, "steps": 900}

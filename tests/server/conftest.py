@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import skimage.data
+from PIL import Image
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.server import ComfyServer
 from sefi_ide.tools.workflow import nodes_of, to_prompt
@@ -40,3 +42,11 @@ def shipped_prompt(object_info):
         return prompt
 
     return make
+
+
+@pytest.fixture(scope="session")
+def picture(server, tmp_path_factory):
+    """A real photo, uploaded."""
+    file = tmp_path_factory.mktemp("pictures") / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(file)
+    return server.upload(file)

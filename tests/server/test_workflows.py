@@ -5,20 +5,11 @@ import io
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.workflow import nodes_of
 
 WORKFLOWS = sorted(file.stem for file in (REPOSITORY / "workflows").glob("*.json"))
-
-
-@pytest.fixture(scope="module")
-def picture(server, tmp_path_factory):
-    """A real photo, uploaded."""
-    file = tmp_path_factory.mktemp("pictures") / "astronaut.png"
-    Image.fromarray(skimage.data.astronaut()).save(file)
-    return server.upload(file)
 
 
 @pytest.fixture(scope="module")
