@@ -6,6 +6,7 @@ No time is looked at: whether the bars are met is for ``make bench-cost`` to say
 from __future__ import annotations
 
 import gc
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_missed_bar_is_named():
         "miniature: step_over_floor is 2.000, the bar is 1.15",
         "miniature: growth_photos is 3.000, the bar is 1.10",
     ]
+
+
+@pytest.mark.parametrize(("step_over_floor", "code"), [(1.1, 0), (1.2, 1)])
+def test_the_exit_code_and_the_last_line_tell_the_result(
+    step_over_floor, code, monkeypatch, capsys
+):
+    found = {name: 0.5 for name in cost.HIGHEST} | {"step_over_floor": step_over_floor}
+    monkeypatch.setattr(cost, "measure", lambda checkpoint, plan: found)
+    monkeypatch.setenv("QUICK", "1")
+    assert cost.main() == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"miniature": found}
 
 
 def test_the_floor_has_gradients_and_nothing_of_the_pack(models):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sefi_ide.benchmarks import (
     ablations,
     figures,
     jobs,
+    lora,
     measures,
     methods,
     publish,
@@ -19,6 +21,7 @@ from sefi_ide.benchmarks import (
 from sefi_ide.benchmarks.measures import interval
 from sefi_ide.benchmarks.miniature import MiniSDRuntime, render, wishes, world
 from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.training import TrainingSettings
 
 GOOD = {
     "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
@@ -144,6 +147,33 @@ def test_the_comparison_takes_what_won_the_sweep(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(("figures", "code"), [(GOOD, 0), (changed("sefi", leak=0.21), 1)])
+def test_the_exit_code_and_the_last_line_tell_the_result(
+    figures, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(quality, "OUTPUT", tmp_path)
+    monkeypatch.setattr(quality, "benchmark", lambda *_: rows_of(figures))
+    for name in ("SEEDS", "QUICK", "KIND", "SUBJECTS"):
+        monkeypatch.delenv(name, raising=False)
+    assert quality.main() == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last.keys() == GOOD.keys()
+    for row in last.values():
+        assert {"id", "prompt", "id_p", "leak", "seconds", "bytes"} <= row.keys()
+        assert all(low <= mean <= high for mean, low, high in row.values())
+    assert (tmp_path / "person" / "id_prompt.png").stat().st_size > 1000
+    assert "| LoRA" in (tmp_path / "person" / "table.md").read_text()
+
+
+def test_id_p_is_0_for_a_picture_that_misses_something():
+    judge = SimpleNamespace(
+        identity_similarity=lambda pictures, references: torch.tensor([0.8, 0.6]),
+        found=lambda pictures, wished: [[True, True], [True, False]],
+    )
+    figures = measures.quality(judge, None, [{}, {}], None)
+    assert figures == pytest.approx({"id": 0.7, "prompt": 0.75, "id_p": 0.4})
+
+
 def test_interval_holds_the_mean_and_narrows_with_more_identities():
     few, many = interval([0.0, 1.0] * 2), interval([0.0, 1.0] * 50)
     for mean, low, high in (few, many):
@@ -222,6 +252,34 @@ def test_results_of_another_version_are_not_used(tmp_path, monkeypatch):
         json.dumps({"version": "old", "job": job.key, "figures": {"id_p": 9.0}}) + "\n"
     )
     assert jobs.run_all([job], store) == {job.key: {"id_p": 0.5}}
+
+
+def test_results_count_as_of_another_version_when_code_or_weights_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "REPOSITORY", tmp_path)
+    matters = ["sefi_core/comfyui/train.py", "tests/mini_sd/world.py", "benchmarks/measures.py"]
+    matters += ["tests/mini_sd/mini_sd.safetensors"]
+    files = [tmp_path / name for name in (*matters, "README.md", "benchmarks/plots.py")]
+    for name in (*files, *(tmp_path / "benchmarks" / f"{name}.py" for name in jobs.MEASURING)):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text("before")
+    versions = [jobs.code_version.__wrapped__()]
+    for file in files:
+        file.write_text("after")
+        versions.append(jobs.code_version.__wrapped__())
+    assert len({*versions}) == 1 + len(matters)
+
+
+def test_a_job_learns_from_as_many_photos_and_with_the_settings_that_it_says(monkeypatch):
+    class Learned(Exception):
+        pass
+
+    def learn(mini, method, photos, class_word, overrides):
+        raise Learned(method, len(photos), class_word, overrides)
+
+    monkeypatch.setattr(methods, "learn", learn)
+    with pytest.raises(Learned) as learned:
+        jobs.run_job(jobs.Job("lora", 1, 0, 1, 1, "robot", photos=3, overrides={"steps": 5}))
+    assert learned.value.args == ("lora", 3, "robot", {"steps": 5})
 
 
 def test_a_job_draws_and_measures():
@@ -310,6 +368,67 @@ def mini():
 def learned(mini, **overrides):
     photos = subjects.Subject(1, 0).photos(1)
     return methods.learn_identity(mini, "sefi", photos, "person", {"steps": 2, **overrides})
+
+
+NOT_PREPARED = {"background_weight": 1.0, "captions": ()}
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "split", "settings"),
+    [
+        ("textual_inversion", 1, False, {"attention_weight": 0.0, **NOT_PREPARED}),
+        ("textual_inversion_prepared", 1, False, {"attention_weight": 0.0}),
+        ("per_stage_5", 5, False, {"attention_weight": 0.0, **NOT_PREPARED}),
+        ("per_stage_10", 10, False, {"attention_weight": 0.0, **NOT_PREPARED}),
+        ("sefi_paper", 5, True, {"attention_weight": 0.003, **NOT_PREPARED}),
+        ("sefi_no_attention_loss", 1, True, {"attention_weight": 0.0}),
+        ("sefi", 1, True, {}),
+    ],
+)
+def test_methods_are_what_their_titles_say(mini, monkeypatch, method, stages, split, settings):
+    """Everything else is the pack's default, and what ``learn`` tells of cost is of this method."""
+    trained = methods.train_identity
+    used = []
+
+    def train(*arguments):
+        used.append(next(a for a in arguments if isinstance(a, TrainingSettings)))
+        return trained(*arguments)
+
+    monkeypatch.setattr(methods, "train_identity", train)
+    photos = subjects.Subject(1, 0).photos(1)
+    identity = methods.learn_identity(mini, method, photos, "person", {"steps": 2})
+    for name in ("attention_weight", "background_weight", "captions"):
+        wanted = settings.get(name, getattr(TrainingSettings(), name))
+        assert getattr(used[0], name) == wanted
+    assert identity.keys["l"].shape[0] == stages
+    assert torch.equal(identity.keys["l"], identity.values["l"]) is not split
+    learned = methods.learn(mini, method, photos, "person", {"steps": 2})
+    assert learned.seconds > 0 and learned.size == pytest.approx(len(identity.to_bytes()), rel=0.02)
+
+
+def test_the_lora_is_trained_as_it_was_asked_and_then_applied(mini, monkeypatch):
+    asked = []
+
+    def train(model, latents, conditioning, **settings):
+        asked.append((latents.shape[0], settings))
+        return lora.train_lora(model, latents, conditioning, **settings)
+
+    monkeypatch.setattr(methods, "train_lora", train)
+    photos = subjects.Subject(1, 0).photos(2)
+    overrides = {"steps": 2, "learning_rate": 0.01}
+    known = methods.learn(mini, "lora", photos, "person", overrides)
+    assert asked == [(2, {"seed": 0, **overrides})]
+    assert known.word == "person" and known.seconds > 0 and known.size > 100_000
+    assert known.model.patches and not mini.model.patches
+
+
+def test_leak_is_that_of_the_learned_word(mini):
+    look = subjects.Subject(1, 0).look
+    known = methods.with_identity(mini, learned(mini, learning_rate=0.05))
+    plain = known._replace(word="person")
+    of_word, of_class = (measures.leak(mini, word, look, seed=1) for word in (known, plain))
+    assert 0 < of_class < 1 and 0 < of_word < 1
+    assert abs(of_word - of_class) > 1e-4
 
 
 def test_a_batch_of_prompts_draws_what_single_ones_do(mini, monkeypatch):
