@@ -6,9 +6,9 @@ text encoder), against diffusers' textual inversion and core's TrainLoraNode; sa
 without identities; peak memory; and how all this grows. Times are processor time on a CPU, on one
 core for the miniature, and their figures medians of ratios that were taken in turns, as many as it
 takes to say on which side of its bar each is; memory and the time before the first step are
-measured once. ``QUICK=1`` leaves out the full shape. The growth is drawn into
-``output/bench-cost/growth.png``. The last line is one JSON object; exits with 1 when a bar is
-missed.
+measured once. ``QUICK=1`` leaves out the full shape. The growth is drawn into ``growth.png`` in
+``output/bench-cost``, where a run that is not quick leaves ``table.md``, too. The last line is one
+JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from statistics import median
 from typing import NamedTuple
 
 from . import comfyui
+from .commit import measured_at
 from .contenders import (
     Case,
     Floor,
@@ -51,7 +52,7 @@ from sefi_ide.tests.comfy import full_shape
 logger = logging.getLogger(__name__)
 
 THREADS = torch.get_num_threads()
-PICTURE = comfyui.REPOSITORY / "output" / "bench-cost" / "growth.png"
+OUTPUT = comfyui.REPOSITORY / "output" / "bench-cost"
 
 HIGHEST = {
     "step_over_floor": 1.15,
@@ -298,7 +299,7 @@ def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     figures |= measure_sampling(models, plan)
     curves = measure_growth(models, plan)
     if curves:
-        draw(curves, plan, PICTURE)
+        draw(curves, plan, OUTPUT / "growth.png")
     figures |= {f"growth_{name}": curve.growth for name, curve in curves.items()}
     del models  # there may be no room for two more beside it
     comfy.model_management.unload_all_models()
@@ -307,21 +308,39 @@ def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     return figures
 
 
+def bars_of(shape: str, found: Mapping[str, float]) -> dict[str, float]:
+    """How high the figures of a shape may be; not all have a bar."""
+    bars = dict(HIGHEST)
+    bars |= {name: HIGHEST_GROWTH for name in found if name.startswith("growth_")}
+    if shape == "full_shape":
+        # A copy of the miniature would be too small to see in the memory of a process.
+        bars["memory_bytes_per_unet_parameter"] = HIGHEST_SECOND_UNET
+        if torch.cuda.is_available():
+            bars["step_over_inversion"] = HIGHEST_INVERSION
+    return bars
+
+
 def missed(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The bars that the figures of each shape do not reach, in words."""
-    lines = []
+    return [
+        f"{shape}: {name} is {found[name]:.3f}, the bar is {highest:.2f}"
+        for shape, found in figures.items()
+        for name, highest in bars_of(shape, found).items()
+        if found[name] > highest
+    ]
+
+
+def markdown(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The figures of all shapes as a table."""
+    bars = {}
     for shape, found in figures.items():
-        bars = dict(HIGHEST)
-        bars |= {name: HIGHEST_GROWTH for name in found if name.startswith("growth_")}
-        if shape == "full_shape":
-            # A copy of the miniature would be too small to see in the memory of a process.
-            bars["memory_bytes_per_unet_parameter"] = HIGHEST_SECOND_UNET
-            if torch.cuda.is_available():
-                bars["step_over_inversion"] = HIGHEST_INVERSION
-        for name, highest in bars.items():
-            if found[name] > highest:
-                lines.append(f"{shape}: {name} is {found[name]:.3f}, the bar is {highest:.2f}")
-    return lines
+        bars |= bars_of(shape, found)
+    lines = ["| figure | " + " | ".join(figures) + " | bar |", "|---" * (2 + len(figures)) + "|"]
+    for name in dict.fromkeys(name for found in figures.values() for name in found):
+        cells = [f"{found[name]:.3f}" if name in found else "" for found in figures.values()]
+        cells.append(f"{bars[name]:.2f}" if name in bars else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -329,12 +348,15 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
+    commit = measured_at()
     figures = {"miniature": measure(comfyui.MINIATURE, miniature_plan())}
-    if not os.environ.get("QUICK"):
+    if not int(os.environ.get("QUICK") or 0):
         with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
             checkpoint = Path(folder) / "full_shape.safetensors"
             full_shape.write_checkpoint(checkpoint)
             figures["full_shape"] = measure(checkpoint, full_shape_plan())
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        (OUTPUT / "table.md").write_text(f"{commit}\n\n{markdown(figures)}", encoding="utf-8")
     lines = missed(figures)
     for line in lines:
         logger.error("missed: %s", line)

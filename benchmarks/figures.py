@@ -6,7 +6,7 @@ with parts of a learned identity, the class word's embedding in the place of the
 only V, only one stage. What those parts do is measured over several people; the last line is one
 JSON object of ``id`` and of how much the picture differs from the class word's, in layout (what is
 left of the difference after blurring) and in detail (the rest). Learning rates and steps are the
-published winners of the sweep.
+published winners of the sweep, but for SeFi, which has the pack's defaults.
 """
 
 from __future__ import annotations

@@ -56,11 +56,9 @@ def publish_sweep(kind: str) -> None:
         return
     parts = [
         f"# Sweep on {plural}",
-        f"Made by `{_command('bench-sweep', kind)}`. Every method at every learning rate and "
-        "number of steps, on four validation identities that are in no comparison, and its three "
-        "best on twelve; best first. In "
-        f"[the comparison](quality_{plural}.md) every method is at its best here; the pack's "
-        "defaults are there as they are, too.",
+        f"Made by `{_command('bench-sweep', kind)}`. In [the comparison](quality_{plural}.md) "
+        "every method has the best settings of this grid; the pack's defaults are there as they "
+        "are, too.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
     ]
     _write(f"sweep_{plural}.md", parts)
@@ -127,6 +125,21 @@ def publish_figures() -> None:
     logger.info("published figures")
 
 
+def publish_cost() -> None:
+    """``docs/cost.md``."""
+    table = OUTPUT / "bench-cost" / "table.md"
+    if not table.exists():
+        return
+    parts = [
+        "# Cost",
+        "Made by `make bench-cost`. Ratios; those with a bar may be no higher.",
+        table.read_text(encoding="utf-8").strip(),
+        "![Growth](cost_growth.png)",
+    ]
+    _write("cost.md", parts)
+    logger.info("published the cost")
+
+
 def main() -> int:
     """Publish everything that is there."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -135,6 +148,7 @@ def main() -> int:
         publish_quality(kind)
     publish_ablations()
     publish_figures()
+    publish_cost()
     for source, name in PICTURES.items():
         if (OUTPUT / source).exists():
             shutil.copyfile(OUTPUT / source, DOCS / name)

@@ -6,10 +6,11 @@ they are too, whatever won; the bars are for them.
 Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
-prompts, ``SUBJECTS`` how many, ``KIND`` (person, robot) the class; ``QUICK=1`` is a small run, 15
-minutes at most on two cores. Writes ``results.json``, ``table.md`` and ``id_prompt.png`` to the
-output folder; the last line is one JSON object of [mean, low, high] per method and figure; exits
-with 1 when a bar is missed.
+prompts; ``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and
+pictures of each; ``KIND`` (person, robot) the class. ``QUICK=1`` is a small run, 15 minutes at most
+on two cores, with a folder of its own. Writes ``results.json``, ``table.md`` and ``id_prompt.png``
+to the output folder; the last line is one JSON object of [mean, low, high] per method and figure;
+exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -161,12 +162,12 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(seeds: Sequence[int], size: Size) -> str:
-    """What was measured, in words."""
+def measured(seeds: Sequence[int], size: Size, commit: str) -> str:
+    """What was measured, in words; ``commit`` is the sentence that says where."""
     pictures = "1 picture" if size.draws == 1 else f"{size.draws} pictures"
     return (
         f"`SEEDS` {' '.join(map(str, seeds))}: {size.subjects * len(seeds)} identities, "
-        f"{size.prompts} prompts, {pictures} of each. {measured_at()}"
+        f"{size.prompts} prompts, {pictures} of each. {commit}"
     )
 
 
@@ -178,14 +179,16 @@ def main() -> int:
     seeds = [int(seed) for seed in (os.environ.get("SEEDS") or "1").split()]
     if VALIDATION_SEED in seeds:
         raise SystemExit(f"SEEDS has {VALIDATION_SEED}, whose subjects chose the settings")
-    output = OUTPUT / kind
-    output.mkdir(parents=True, exist_ok=True)
+    commit = measured_at()
     size = QUICK if quick else FULL
-    size = replace(size, subjects=int(os.environ.get("SUBJECTS") or size.subjects))
-    rows = benchmark(seeds, kind, size, published_winners(kind), output / "rows.jsonl")
+    asked = {name: os.environ.get(name.upper()) for name in asdict(size)}
+    size = replace(size, **{name: int(value) for name, value in asked.items() if value})
+    rows = benchmark(seeds, kind, size, published_winners(kind), OUTPUT / kind / "rows.jsonl")
+    output = OUTPUT / kind / "quick" if quick else OUTPUT / kind
+    output.mkdir(parents=True, exist_ok=True)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    page = f"{measured(seeds, size)}\n\n{markdown(figures)}"
+    page = f"{measured(seeds, size, commit)}\n\n{markdown(figures)}"
     (output / "table.md").write_text(page, encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
     lines = missed(rows)

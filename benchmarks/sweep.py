@@ -109,6 +109,7 @@ def published_winners(kind: str) -> dict[str, Settings]:
 
 def markdown(table: Mapping[str, Sequence[Row]]) -> str:
     """The sweep as a table."""
+    titles = {**TITLES, "sefi": "SeFi"}  # its defaults are one row of many
     lines = [
         "| method | learning rate | steps | identities | ID | Prompt | ID(P) |",
         "|---|---|---|---|---|---|---|",
@@ -117,7 +118,7 @@ def markdown(table: Mapping[str, Sequence[Row]]) -> str:
         for row in rows:
             figures = " | ".join(f"{row[name]:.3f}" for name in FIGURES)
             settings = f"{row['learning_rate']:g} | {row['steps']} | {row['subjects']}"
-            lines.append(f"| {TITLES[method]} | {settings} | {figures} |")
+            lines.append(f"| {titles[method]} | {settings} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
@@ -126,9 +127,15 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     kind = os.environ.get("KIND") or "person"
     output = OUTPUT / kind
+    commit = measured_at()
     table = sweep(kind, partial(run_all, store=output / "rows.jsonl"))
     winners = winners_of(table)
-    page = f"{measured_at()}\n\n{markdown(table)}"
+    intro = (
+        f"Every method at every learning rate and number of steps, on {SUBJECTS} validation "
+        f"identities that are in no comparison, and its {FINALISTS} best on {FINAL_SUBJECTS}; "
+        f"best first. {commit}"
+    )
+    page = f"{intro}\n\n{markdown(table)}"
     (output / "table.md").write_text(page, encoding="utf-8")
     (output / "winners.json").write_text(json.dumps(winners, indent=1), encoding="utf-8")
     sys.stdout.write(json.dumps(winners) + "\n")

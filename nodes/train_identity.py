@@ -243,7 +243,7 @@ def _advanced_inputs() -> list[io.Input]:
             "gradient_checkpointing",
             default=DEFAULTS.gradient_checkpointing,
             advanced=True,
-            tooltip="Less memory for about a third more time.",
+            tooltip="Less memory for more time: the U-Net is computed once more going back.",
         ),
         io.Int.Input(
             "preview_every",

@@ -80,13 +80,25 @@ def test_a_missed_bar_is_named():
 
 @pytest.mark.parametrize(("step_over_floor", "code"), [(1.1, 0), (1.2, 1)])
 def test_the_exit_code_and_the_last_line_tell_the_result(
-    step_over_floor, code, monkeypatch, capsys
+    step_over_floor, code, tmp_path, monkeypatch, capsys
 ):
     found = {name: 0.5 for name in cost.HIGHEST} | {"step_over_floor": step_over_floor}
+    found |= {"memory_bytes_per_unet_parameter": 0.1, "steps_before_first": 7.0}
+    monkeypatch.setattr(cost, "OUTPUT", tmp_path)
     monkeypatch.setattr(cost, "measure", lambda checkpoint, plan: found)
-    monkeypatch.setenv("QUICK", "1")
-    assert cost.main() == code
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"miniature": found}
+    monkeypatch.setattr(cost.full_shape, "write_checkpoint", lambda file: None)
+
+    def last_line(quick):
+        monkeypatch.setenv("QUICK", quick)
+        assert cost.main() == code
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    assert last_line("1") == {"miniature": found}
+    assert not (tmp_path / "table.md").exists()
+    assert last_line("0") == {"miniature": found, "full_shape": found}
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert f"| step_over_floor | {step_over_floor:.3f} | {step_over_floor:.3f} | 1.15 |" in table
+    assert "| steps_before_first | 7.000 | 7.000 |  |" in table
 
 
 def test_the_floor_has_gradients_and_nothing_of_the_pack(models):

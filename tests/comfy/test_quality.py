@@ -147,14 +147,42 @@ def test_the_comparison_takes_what_won_the_sweep(tmp_path, monkeypatch):
     )
 
 
+def forget_settings(monkeypatch):
+    for name in ("SEEDS", "QUICK", "KIND", "SUBJECTS", "PROMPTS", "DRAWS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "folder"),
+    [
+        ({}, (16, 30, 2), "person"),
+        ({"KIND": "robot", "PROMPTS": "10", "DRAWS": "1"}, (16, 10, 1), "robot"),
+        ({"QUICK": "1"}, (2, 10, 1), "person/quick"),
+        ({"QUICK": "0", "SUBJECTS": "3"}, (3, 30, 2), "person"),
+    ],
+)
+def test_the_size_of_a_run_and_where_its_results_are(settings, size, folder, tmp_path, monkeypatch):
+    """A quick run does not take the place of a full one, but what is finished they share."""
+    forget_settings(monkeypatch)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(quality, "OUTPUT", tmp_path)
+    monkeypatch.setattr(quality, "benchmark", lambda *a: asked.append(a) or rows_of(GOOD))
+    assert quality.main() == 0
+    ((seeds, kind, found, _, store),) = asked
+    assert (seeds, found) == ([1], quality.Size(*size))
+    assert store == tmp_path / kind / "rows.jsonl"
+    assert f"{size[1]} prompts" in (tmp_path / folder / "table.md").read_text()
+
+
 @pytest.mark.parametrize(("figures", "code"), [(GOOD, 0), (changed("sefi", leak=0.21), 1)])
 def test_the_exit_code_and_the_last_line_tell_the_result(
     figures, code, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(quality, "OUTPUT", tmp_path)
     monkeypatch.setattr(quality, "benchmark", lambda *_: rows_of(figures))
-    for name in ("SEEDS", "QUICK", "KIND", "SUBJECTS"):
-        monkeypatch.delenv(name, raising=False)
+    forget_settings(monkeypatch)
     assert quality.main() == code
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last.keys() == GOOD.keys()
@@ -535,6 +563,8 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     winners = tmp_path / "winners.json"
     winners.write_text(json.dumps({"person": {"lora": {"steps": 9}}}))
     (output / "bench-ablations").mkdir()
+    (output / "bench-cost").mkdir()
+    (output / "bench-cost" / "table.md").write_text("| bench-cost |\n")
     for name in ("steps", "lambda", "not a table"):
         (output / "bench-ablations" / f"{name}.md").write_text(f"### {name}\n")
     monkeypatch.setattr(publish, "OUTPUT", output)
@@ -550,6 +580,7 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
         "person": {"lora": {"steps": 9}},
         "robot": {"lora": {"steps": 3}},
     }
+    assert "| bench-cost |" in (docs / "cost.md").read_text()
     assert "| only K | 0.250 |" in (docs / "figures.md").read_text()
     assert not (docs / "quality_people.md").exists()
     page = (docs / "ablations.md").read_text()
