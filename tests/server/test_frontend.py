@@ -91,6 +91,7 @@ def test_the_quick_start_from_photo_to_picture(page, server, picture):
         "LoadImage": {"image": picture},
         "CheckpointLoaderSimple": {"ckpt_name": "mini_sd.safetensors"},
         "SeFiTrainIdentity": {"steps": 2, "preview_every": 1, "resolution": 128, "seed": unused},
+        "SeFiSaveIdentity": {"file_name": "from_the_frontend"},
         "EmptyLatentImage": {"width": 128, "height": 128},
         "KSampler": {"steps": 2},
     }

@@ -34,7 +34,7 @@ def test_another_prompt_draws_another_picture_without_training_again(server, qui
 
 def test_quick_start_trains_and_leaves_a_small_identity_file(server, quick_start):
     assert quick_start.executed("SeFiTrainIdentity")
-    files = list((server.directory / "models" / "sefi").glob("*.safetensors"))
+    files = list((server.directory / "models" / "sefi").glob("anna*.safetensors"))
     assert len(files) == 1
     assert files[0].stat().st_size < 100_000
 
