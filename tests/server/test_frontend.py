@@ -66,7 +66,7 @@ def open_template(page, name):
     page.wait_for_function("(name) => document.title.includes(name)", arg=name)
 
 
-def press_run(page, server):
+def press_run(page):
     """Press Run; returns the prompt's id once it has been queued."""
     with page.expect_response("**/api/prompt") as answer:
         page.get_by_test_id("queue-button").click()
@@ -96,14 +96,14 @@ def test_the_quick_start_from_photo_to_picture(page, server, picture):
         "KSampler": {"steps": 2},
     }
     page.evaluate(SET_WIDGETS, values)
-    first = server.wait(press_run(page, server))
+    first = server.wait(press_run(page))
     assert first.executed("SeFiTrainIdentity")
     expect(page.get_by_text("step 2 of 2, loss")).to_be_visible()
     for shown in ("PreviewImage", "SaveImage"):
         page.wait_for_function(f"(type) => ({PICTURES})(type) === 1", arg=shown)
 
     # The sampler's seed changes by itself with every run; the person is not learned again.
-    again = server.wait(press_run(page, server))
+    again = server.wait(press_run(page))
     assert again.executed("KSampler")
     assert not again.executed("SeFiTrainIdentity")
 
@@ -117,7 +117,7 @@ def test_a_photo_without_a_face_is_told_in_one_sentence(page, server, tmp_path):
         "CheckpointLoaderSimple": {"ckpt_name": "mini_sd.safetensors"},
     }
     page.evaluate(SET_WIDGETS, values)
-    press_run(page, server)
+    press_run(page)
     page.get_by_role("button", name="View details").click()
     sentence = "sefi_ide.SeFiError: SeFi Face Mask: no face was found"
     expect(page.get_by_text(sentence)).to_be_visible()
