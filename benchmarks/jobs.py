@@ -147,6 +147,7 @@ def code_version() -> str:
         *(REPOSITORY / "sefi_core").rglob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),
+        *(REPOSITORY / "tests" / "mini_sd").glob("*.txt"),
         *(REPOSITORY / "benchmarks" / f"{name}.py" for name in MEASURING),
     ]
     digest = hashlib.sha256()

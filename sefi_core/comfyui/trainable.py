@@ -244,7 +244,7 @@ def differentiable(*models: nn.Module, gradient_checkpointing: bool = False) -> 
     Temporary ``forward`` attributes on the modules do it; they are gone afterwards, whatever
     happens, and neither weights nor ``requires_grad`` are touched. With ``gradient_checkpointing``
     the U-Net's blocks compute their activations again in the backward pass, which takes less
-    memory and about a third more time.
+    memory and more time.
     """
     installed: list[nn.Module] = []
 

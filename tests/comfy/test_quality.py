@@ -285,7 +285,7 @@ def test_results_of_another_version_are_not_used(tmp_path, monkeypatch):
 def test_results_count_as_of_another_version_when_code_or_weights_change(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "REPOSITORY", tmp_path)
     matters = ["sefi_core/comfyui/train.py", "tests/mini_sd/world.py", "benchmarks/measures.py"]
-    matters += ["tests/mini_sd/mini_sd.safetensors"]
+    matters += ["tests/mini_sd/mini_sd.safetensors", "tests/mini_sd/names.txt"]
     files = [tmp_path / name for name in (*matters, "README.md", "benchmarks/plots.py")]
     for name in (*files, *(tmp_path / "benchmarks" / f"{name}.py" for name in jobs.MEASURING)):
         name.parent.mkdir(parents=True, exist_ok=True)
