@@ -3,10 +3,11 @@
 Two pictures, in ``output/bench-figures``. ``attention.png`` has one column per method: a picture of
 one prompt, and below it where the subject's word looked in it. ``keys_values.png`` draws one prompt
 with parts of a learned identity, the class word's embedding in the place of the others: only K,
-only V, only one stage. What those parts do is measured over several people; the last line is one
-JSON object of ``id`` and of how much the picture differs from the class word's, in layout (what is
-left of the difference after blurring) and in detail (the rest). Learning rates and steps are the
-published winners of the sweep, but for SeFi, which has the pack's defaults.
+only V, only one stage; K and V also as learned without the attention loss. What those parts do is
+measured over several people: the quality of the pictures, where the word looks (``leak``), and how
+much they differ from the class word's, in layout (what is left of the difference after blurring)
+and in detail (the rest). That is ``table.md``, and the last line as one JSON object. Learning rates
+and steps are the published winners of the sweep, but for SeFi, which has the pack's defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 
 from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
-from .measures import LEAK_TIMESTEPS, draw, quality
+from .commit import measured_at
+from .measures import LEAK_SEED, LEAK_TIMESTEPS, draw, leak, quality
 from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
 from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
@@ -47,6 +49,9 @@ BLUR = 16
 STAGES = 5
 NEITHER = "class word"
 """Title of an identity of which nothing is left; the others are compared with it."""
+ROLES = ("K and V", "only K", "only V")
+"""Parts that are also shown of an identity that was learned without the attention loss."""
+FIGURES = ("id", "prompt", "id_p", "leak", "layout", "detail")
 
 
 def attention_figure(mini: MiniSDRuntime) -> None:
@@ -94,29 +99,37 @@ def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
     """``keys_values.png`` and its figures."""
     judge, asked = judges.load_judges(), prompts(SEED, PROMPTS)
     drawn = [*asked, WISH]
-    overrides = {"stages": STAGES}
+    word = class_word_embedding(mini.clip, KIND)
     rows: dict[str, list[dict[str, float]]] = {}
     columns: dict[str, list[torch.Tensor]] = {}
     for number in range(PEOPLE):
         subject = Subject(SEED, number, KIND)
         noise = [*noise_seeds(SEED, number, len(asked)), SEED]
-        identity = learn_identity(mini, "sefi", subject.photos(1), KIND, overrides)
+        (leak_seed,) = noise_seeds(LEAK_SEED + SEED, number, 1)
         references = subject.renders(asked)
-        pictures = {
-            title: draw(mini, with_identity(mini, part), drawn, noise, KIND)
-            for title, part in parts_of(identity, class_word_embedding(mini.clip, KIND))
-        }
-        plain = pictures[NEITHER][:-1]
-        for title, drawings in pictures.items():
-            columns.setdefault(title, []).append(drawings[-1])
-            found = quality(judge, drawings[:-1], asked, references)
-            rows.setdefault(title, []).append(found | change(drawings[:-1], plain))
+        parts = dict(parts_of(_learned(mini, subject, {}), word))
+        free = dict(parts_of(_learned(mini, subject, {"attention_weight": 0.0}), word))
+        parts |= {f"{title} (no attention loss)": free[title] for title in ROLES}
+        plain = None  # the first part's pictures, those of NEITHER
+        for title, part in parts.items():
+            learned = with_identity(mini, part)
+            pictures = draw(mini, learned, drawn, noise, KIND)
+            columns.setdefault(title, []).append(pictures[-1])
+            plain = pictures[:-1] if plain is None else plain
+            found = quality(judge, pictures[:-1], asked, references)
+            found |= change(pictures[:-1], plain)
+            found["leak"] = leak(mini, learned, subject.look, leak_seed)
+            rows.setdefault(title, []).append(found)
         logger.info("%d of %d people", number + 1, PEOPLE)
     save_panels(columns, OUTPUT / "keys_values.png")
     return {
         title: {name: sum(row[name] for row in part) / len(part) for name in part[0]}
         for title, part in rows.items()
     }
+
+
+def _learned(mini: MiniSDRuntime, subject: Subject, overrides: dict[str, float]) -> Identity:
+    return learn_identity(mini, "sefi", subject.photos(1), KIND, {"stages": STAGES, **overrides})
 
 
 def change(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
@@ -130,14 +143,26 @@ def change(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
     }
 
 
+def markdown(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """What the parts do as a table."""
+    lines = ["| learned part | " + " | ".join(FIGURES) + " |", "|---" * (1 + len(FIGURES)) + "|"]
+    lines += [
+        f"| {title} | " + " | ".join(f"{row[name]:.3f}" for name in FIGURES) + " |"
+        for title, row in figures.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Draw both."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    commit = measured_at()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     mini = MiniSDRuntime()
     attention_figure(mini)
     figures = keys_values_figure(mini)
-    (OUTPUT / "keys_values.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    page = f"Means over {PEOPLE} people and {PROMPTS} prompts. {commit}\n\n{markdown(figures)}"
+    (OUTPUT / "table.md").write_text(page, encoding="utf-8")
     sys.stdout.write(
         json.dumps({k: {n: round(v, 4) for n, v in row.items()} for k, row in figures.items()})
         + "\n"

@@ -27,7 +27,6 @@ PICTURES = {
     "bench-figures/keys_values.png": "keys_values.png",
     "bench-cost/growth.png": "cost_growth.png",
 }
-PARTS_FIGURES = ("id", "prompt", "id_p", "layout", "detail")
 
 
 def publish_quality(kind: str) -> None:
@@ -96,17 +95,10 @@ def publish_ablations() -> None:
 
 def publish_figures() -> None:
     """``docs/figures.md``, with what each part of an identity does in figures."""
-    parts = OUTPUT / "bench-figures" / "keys_values.json"
-    if not parts.exists():
+    table = OUTPUT / "bench-figures" / "table.md"
+    if not table.exists():
         return
-    rows = json.loads(parts.read_text(encoding="utf-8"))
-    table = ["| learned part | " + " | ".join(PARTS_FIGURES) + " |"]
-    table += ["|---" * (1 + len(PARTS_FIGURES)) + "|"]
-    table += [
-        f"| {title} | " + " | ".join(f"{row[name]:.3f}" for name in PARTS_FIGURES) + " |"
-        for title, row in rows.items()
-    ]
-    text = [
+    parts = [
         "# Where words look, and what K, V and the stages decide",
         "Made by `make bench-figures`.",
         "One person, learned from the training picture by each method, in the prompt *at the "
@@ -115,13 +107,15 @@ def publish_figures() -> None:
         "![Attention of each method's word](attention.png)",
         "Four people learned with five stages, and drawn with a part of what was learned: only the "
         "vectors for K, only those for V, or only those of one stage, with the class word's in the "
-        "place of the others. Stage 1 is the noisiest.",
+        "place of the others. Stage 1 is the noisiest. The last three columns were learned without "
+        "the attention loss.",
         "![Parts of an identity](keys_values.png)",
-        "Means over the four people and ten prompts. *layout* and *detail* say how far pictures "
-        "are from the class word's, root mean square: of squares of 16 pixels, and of the rest.",
-        "\n".join(table),
+        "*leak* is the share of the word's attention on cells that show nothing of the head; "
+        "*layout* and *detail* say how far pictures are from the class word's, root mean square: "
+        "of squares of 16 pixels, and of the rest.",
+        table.read_text(encoding="utf-8").strip(),
     ]
-    _write("figures.md", text)
+    _write("figures.md", parts)
     logger.info("published figures")
 
 

@@ -548,6 +548,13 @@ def test_parts_keep_what_their_title_says():
     assert next(iter(kept)) == figures.NEITHER
 
 
+def test_parts_are_shown_in_a_table():
+    row = {name: number / 8 for number, name in enumerate(figures.FIGURES)}
+    header, _, line = figures.markdown({"only K": row}).splitlines()
+    assert header == "| learned part | id | prompt | id_p | leak | layout | detail |"
+    assert line == "| only K | 0.000 | 0.125 | 0.250 | 0.375 | 0.500 | 0.625 |"
+
+
 def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     output, docs = tmp_path / "output", tmp_path / "docs"
     compared, swept = output / "bench-quality" / "robot", output / "bench-sweep" / "robot"
@@ -557,9 +564,8 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
         (folder / "table.md").write_text(f"| {folder.parent.name} |\n")
     (compared / "id_prompt.png").write_bytes(b"png")
     (swept / "winners.json").write_text(json.dumps({"lora": {"steps": 3}}))
-    parts = {"only K": dict.fromkeys(publish.PARTS_FIGURES, 0.25)}
     (output / "bench-figures").mkdir()
-    (output / "bench-figures" / "keys_values.json").write_text(json.dumps(parts))
+    (output / "bench-figures" / "table.md").write_text("| bench-figures |\n")
     winners = tmp_path / "winners.json"
     winners.write_text(json.dumps({"person": {"lora": {"steps": 9}}}))
     (output / "bench-ablations").mkdir()
@@ -581,7 +587,7 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
         "robot": {"lora": {"steps": 3}},
     }
     assert "| bench-cost |" in (docs / "cost.md").read_text()
-    assert "| only K | 0.250 |" in (docs / "figures.md").read_text()
+    assert "| bench-figures |" in (docs / "figures.md").read_text()
     assert not (docs / "quality_people.md").exists()
     page = (docs / "ablations.md").read_text()
     assert page.index("### lambda") < page.index("### steps") and "not a table" not in page
