@@ -16,11 +16,12 @@ def plot_id_prompt(
 ) -> None:
     """Identity against prompt, one point with its intervals per method."""
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    colours = [*pyplot.get_cmap("tab10").colors, "black"]
     for number, (name, row) in enumerate(figures.items()):
         (x, left, right), (y, low, high) = row["prompt"], row["id"]
         axes.errorbar(
             x, y, xerr=[[x - left], [right - x]], yerr=[[y - low], [high - y]],
-            fmt="osD"[number // 10], capsize=3, label=titles[name],  # there are ten colours
+            fmt="o", color=colours[number % len(colours)], capsize=3, label=titles[name],
         )  # fmt: skip
     axes.set_xlabel("Prompt: share of the prompted attributes that are seen")
     axes.set_ylabel("ID: similarity to the person's renders")
