@@ -32,7 +32,7 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE = ("attention loss", "captions", "learning rate", "steps", "strengths when drawing")
+CLOSE = ("attention loss", "leak", "captions", "learning rate", "steps", "strengths when drawing")
 CLOSE_SUBJECTS = 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
@@ -46,15 +46,21 @@ def _values(name: str, *values: Any) -> Variants:
 
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
-    "attention loss": {"none": {"attention_weight": 0.0}, "lambda 0.003": {}},
+    "attention loss": {
+        "none": {"attention_weight": 0.0, "leak_weight": 0.0},
+        "lambda 0.003": {"leak_weight": 0.0},
+        "leak": {"attention_weight": 0.0},
+        "both": {},
+    },
     "attention loss at 900 steps": {
-        "none": {"attention_weight": 0.0, "steps": 900},
-        "lambda 0.003": {"steps": 900},
+        "none": {"attention_weight": 0.0, "leak_weight": 0.0, "steps": 900},
+        "both": {"steps": 900},
     },
     "lambda at twice the learning rate": {
         str(value): {"attention_weight": value, "learning_rate": 1e-2}
         for value in (0.0, 3e-3, 1e-2)
     },
+    "leak": _values("leak_weight", 0.0, 1.0, 3.0, 10.0),
     "attention layers": {
         "half of the latent's side": {"levels": [2]},
         "a quarter": {"levels": [4]},

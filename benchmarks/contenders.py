@@ -20,6 +20,7 @@ from . import comfyui  # noqa: F401  (first, so that ComfyUI can be imported)
 import comfy.model_management
 import comfy.sample
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -132,6 +133,8 @@ class IdentityTraining:
         """Train once."""
         generator = torch.Generator().manual_seed(0)
         pictures = torch.rand(case.photos, case.side, case.side, 3, generator=generator)
+        edge = case.side // 4
+        masks = F.pad(torch.ones(1, case.side - 2 * edge, case.side - 2 * edge), [edge] * 4)
         marks: list[float] = []
 
         def on_step(_: Step) -> None:
@@ -149,7 +152,7 @@ class IdentityTraining:
             self.models.model,
             self.models.clip,
             self.models.vae,
-            pair_photos([pictures], None),
+            pair_photos([pictures], [masks]),
             NAMES[0],
             CLASS_WORD,
             settings,

@@ -25,7 +25,15 @@ from . import miniature  # noqa: F401  (ComfyUI on the path)
 from .comfyui import REPOSITORY
 from .commit import measured_at
 from .measures import LEAK_SEED, LEAK_TIMESTEPS, draw, leak, quality
-from .methods import METHODS, TITLES, Learned, learn, learn_identity, with_identity
+from .methods import (
+    IDENTITY_METHODS,
+    METHODS,
+    TITLES,
+    Learned,
+    learn,
+    learn_identity,
+    with_identity,
+)
 from .miniature import MiniSDRuntime, judges, wishes
 from .plots import save_panels
 from .quality import contenders
@@ -108,7 +116,8 @@ def keys_values_figure(mini: MiniSDRuntime) -> dict[str, dict[str, float]]:
         (leak_seed,) = noise_seeds(LEAK_SEED + SEED, number, 1)
         references = subject.renders(asked)
         parts = dict(parts_of(_learned(mini, subject, {}), word))
-        free = dict(parts_of(_learned(mini, subject, {"attention_weight": 0.0}), word))
+        without = IDENTITY_METHODS["sefi_no_attention_loss"]
+        free = dict(parts_of(_learned(mini, subject, without), word))
         parts |= {f"{title} (no attention loss)": free[title] for title in ROLES}
         plain = None  # the first part's pictures, those of NEITHER
         for title, part in parts.items():

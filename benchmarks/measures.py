@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import comfy.sample
 import numpy as np
 import torch
-import torch.nn.functional as F
+from sefi_ide.sefi_core import losses
 from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
 
 from .methods import Learned
@@ -83,10 +83,10 @@ def quality(
 
 @torch.no_grad()
 def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> float:
-    """Share of the word's attention that falls outside the head, in renders of the person."""
+    """:func:`losses.leak` of the word, in renders of the person: what shows nothing of the head."""
     shots = [wishes.shot_of(look, look.kind, {}, seed + n) for n in range(LEAK_PICTURES)]
     heads = [render.render(shot).regions[0]["head"].copy() for shot in shots]
-    heads = torch.stack([torch.from_numpy(head).float() / 255 for head in heads])
+    heads = torch.stack([torch.from_numpy(head) > 0 for head in heads])[:, None].float()
     latent = {"samples": mini.vae.encode(wishes.pictures_of(shots))}
     prompt = wishes.caption_of({}, learned.word, look.kind)
     shares = []
@@ -94,23 +94,8 @@ def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> 
         maps = attention_maps(
             learned.model, learned.clip, latent, prompt, [learned.word], timestep, seed
         )
-        shares.append(outside(maps.layers, heads))
+        shares.append(losses.leak(maps.layers, heads))
     return torch.stack(shares).mean().item()
-
-
-def outside(layers: Sequence[torch.Tensor], heads: torch.Tensor) -> torch.Tensor:
-    """Share (B,) of the attention that is on cells that show nothing of the head.
-
-    ``layers`` are maps (B, h, w), each at the size of its layer: at any other the outline would
-    depend on how they were resized. All layers count by what they attend. ``heads`` (B, H, W) is 1
-    on the head.
-    """
-    inside = total = 0.0
-    for maps in layers:
-        shown = F.adaptive_max_pool2d(heads[:, None], maps.shape[1:])[:, 0] > 0
-        inside = inside + (maps * shown).mean(dim=(1, 2))
-        total = total + maps.mean(dim=(1, 2))
-    return 1 - inside / total
 
 
 def interval(values: Sequence[float], seed: int = 0) -> list[float]:

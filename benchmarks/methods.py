@@ -26,7 +26,8 @@ from .miniature import MiniSDRuntime
 
 LORA = "lora"
 _PLAIN = {"background_weight": 1.0, "captions": ()}
-_INVERSION = {"stages": 1, "parametrisation": "shared", "attention_weight": 0.0}
+_FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
+_INVERSION = {"stages": 1, "parametrisation": "shared", **_FREE}
 IDENTITY_METHODS: dict[str, dict[str, Any]] = {
     "textual_inversion": {**_INVERSION, **_PLAIN},
     "textual_inversion_prepared": _INVERSION,
@@ -36,9 +37,10 @@ IDENTITY_METHODS: dict[str, dict[str, Any]] = {
         "stages": 5,
         "parametrisation": "direct",
         "attention_weight": 0.003,
+        "leak_weight": 0.0,
         **_PLAIN,
     },
-    "sefi_no_attention_loss": {"attention_weight": 0.0},
+    "sefi_no_attention_loss": _FREE,
     "sefi": {},
 }
 """What each method changes of the pack's defaults."""

@@ -48,6 +48,21 @@ def publish_quality(kind: str) -> None:
     logger.info("published %s", plural)
 
 
+def publish_some(kind: str) -> None:
+    """``docs/quality_<people>_some.md``, of a run with ``METHODS``."""
+    folder, plural = OUTPUT / "bench-quality" / kind / "some", KINDS[kind]
+    if not (folder / "table.md").exists():
+        return
+    parts = [
+        f"# Quality of {plural}, some methods",
+        f"Made by `{_command('bench-quality', kind)}` with `METHODS`, as [the comparison of all]"
+        f"(quality_{plural}.md), and newer than that.",
+        (folder / "table.md").read_text(encoding="utf-8").strip(),
+    ]
+    _write(f"quality_{plural}_some.md", parts)
+    logger.info("published some methods on %s", plural)
+
+
 def publish_sweep(kind: str) -> None:
     """``docs/sweep_<people>.md``, and the winners."""
     folder, plural = OUTPUT / "bench-sweep" / kind, KINDS[kind]
@@ -140,6 +155,7 @@ def main() -> int:
     for kind in KINDS:
         publish_sweep(kind)
         publish_quality(kind)
+        publish_some(kind)
     publish_ablations()
     publish_figures()
     publish_cost()

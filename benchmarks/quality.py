@@ -7,10 +7,11 @@ Finished work is kept in ``output/bench-quality``, so a stopped run goes on wher
 
 Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
 prompts; ``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and
-pictures of each; ``KIND`` (person, robot) the class. ``QUICK=1`` is a small run, 15 minutes at most
-on two cores, with a folder of its own. Writes ``results.json``, ``table.md`` and ``id_prompt.png``
-to the output folder; the last line is one JSON object of [mean, low, high] per method and figure;
-exits with 1 when a bar is missed.
+pictures of each; ``KIND`` (person, robot) the class; ``METHODS`` some of the methods, to measure
+no others beside the defaults, class word and named people. ``QUICK=1`` is a small run, 15 minutes
+at most on two cores. These two have folders of their own. Writes ``results.json``, ``table.md`` and
+``id_prompt.png`` to the output folder; the last line is one JSON object of [mean, low, high] per
+method and figure; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ FIGURES = ("id", "prompt", "id_p", "leak", "seconds", "bytes")
 # The paper's ratios of ID(P), over textual inversion and over ProSpect.
 RATIOS = {"textual_inversion": 1.5, "per_stage_5": 1.35, "per_stage_10": 1.35}
 STRONG_BASELINE = 0.6
+ALWAYS = ("class_word", "sefi", "named")
+"""Floor, defaults and ceiling, which every run has."""
 PROMPT_TOLERANCE = 0.05
 LEAK_SHARE = 1 / 3
 
@@ -68,17 +71,29 @@ def contenders(winners: Mapping[str, dict]) -> dict[str, tuple[str, dict]]:
     }
 
 
+def chosen(rows: Mapping[str, tuple[str, dict]], names: Sequence[str]) -> dict:
+    """Those of the :func:`contenders` that are named, and :data:`ALWAYS`; all without names."""
+    if unknown := set(names) - set(rows):
+        raise SystemExit(f"METHODS has {', '.join(sorted(unknown))}: choose of {', '.join(rows)}")
+    wanted = {*names, *ALWAYS} if names else set(rows)
+    return {name: row for name, row in rows.items() if name in wanted}
+
+
 def benchmark(
-    seeds: Sequence[int], kind: str, size: Size, winners: Mapping[str, dict], store: Path
+    seeds: Sequence[int],
+    kind: str,
+    size: Size,
+    methods: Mapping[str, tuple[str, dict]],
+    store: Path,
 ) -> dict[str, list[Figures]]:
-    """The figures of every method, floor and ceiling included, for every subject."""
+    """The figures of some of the :func:`contenders` for every subject."""
     jobs = {
         name: [
             Job(method, seed, number, size.prompts, size.draws, kind, overrides=settings)
             for seed in seeds
             for number in range(size.subjects)
         ]
-        for name, (method, settings) in contenders(winners).items()
+        for name, (method, settings) in methods.items()
     }
     by_subject = [job for same in zip(*jobs.values(), strict=True) for job in same]
     done = run_all(by_subject, store)
@@ -97,11 +112,13 @@ def relative(rows: Mapping[str, list[Figures]]) -> dict[str, list[float]]:
 
 
 def missed(rows: Mapping[str, list[Figures]]) -> list[str]:
-    """The bars that the figures do not reach, in words."""
+    """The bars that the figures do not reach, in words; those of methods that are there."""
     lines = []
     r = {name: interval(values) for name, values in relative(rows).items()}
     ours = r["sefi"]
     for name, ratio in RATIOS.items():
+        if name not in r:
+            continue
         theirs = r[name]
         bar = ratio * theirs[0]
         if theirs[0] > STRONG_BASELINE:
@@ -110,15 +127,16 @@ def missed(rows: Mapping[str, list[Figures]]) -> list[str]:
             lines.append(f"r of sefi is {ours[0]:.3f}, the bar from {name} is {bar:.3f}")
         if ours[1] <= theirs[2]:
             lines.append(f"the interval of r overlaps that of {name}: {ours} and {theirs}")
-    if ours[0] <= r[LORA][0]:
+    if LORA in r and ours[0] <= r[LORA][0]:
         lines.append(f"r of sefi is {ours[0]:.3f}, that of the LoRA {r[LORA][0]:.3f}")
     mean = {
         name: {figure: float(np.mean([row[figure] for row in part])) for figure in FIGURES}
         for name, part in rows.items()
     }
-    bar = LEAK_SHARE * mean["textual_inversion"]["leak"]
-    if mean["sefi"]["leak"] > bar:
-        lines.append(f"leak of sefi is {mean['sefi']['leak']:.3f}, the bar is {bar:.3f}")
+    if "textual_inversion" in mean:
+        bar = LEAK_SHARE * mean["textual_inversion"]["leak"]
+        if mean["sefi"]["leak"] > bar:
+            lines.append(f"leak of sefi is {mean['sefi']['leak']:.4f}, the bar is {bar:.4f}")
     bar = mean["class_word"]["prompt"] - PROMPT_TOLERANCE
     if mean["sefi"]["prompt"] < bar:
         lines.append(f"prompt of sefi is {mean['sefi']['prompt']:.3f}, the bar is {bar:.3f}")
@@ -183,8 +201,10 @@ def main() -> int:
     size = QUICK if quick else FULL
     asked = {name: os.environ.get(name.upper()) for name in asdict(size)}
     size = replace(size, **{name: int(value) for name, value in asked.items() if value})
-    rows = benchmark(seeds, kind, size, published_winners(kind), OUTPUT / kind / "rows.jsonl")
-    output = OUTPUT / kind / "quick" if quick else OUTPUT / kind
+    some = (os.environ.get("METHODS") or "").split()
+    methods = chosen(contenders(published_winners(kind)), some)
+    rows = benchmark(seeds, kind, size, methods, OUTPUT / kind / "rows.jsonl")
+    output = OUTPUT / kind / ("quick" if quick else "some" if some else "")
     output.mkdir(parents=True, exist_ok=True)
     figures = summary(rows)
     (output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")

@@ -207,6 +207,17 @@ def _advanced_inputs() -> list[io.Input]:
             ),
         ),
         io.Float.Input(
+            "leak_weight",
+            default=DEFAULTS.leak_weight,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            round=False,
+            advanced=True,
+            tooltip="Weight of the leak, a factor: of the name's attention the share that is "
+            "outside the mask. 0 turns it off, as in the paper. Without a mask it changes nothing.",
+        ),
+        io.Float.Input(
             "background_weight",
             default=DEFAULTS.background_weight,
             min=0.0,

@@ -16,6 +16,11 @@ def attention_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> tor
     return (q @ k.transpose(-1, -2)).softmax(dim=-1)
 
 
+def key_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
+    """:func:`attention_probabilities` with a gradient in the keys only, the queries held still."""
+    return attention_probabilities(q.detach(), k, heads)
+
+
 def attend(probabilities: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The output (B, pixels, heads * d) of attention with these probabilities, in v's type.
 

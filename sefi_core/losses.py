@@ -1,4 +1,4 @@
-"""The two losses of SeFi-IDE: the masked noise loss and the face-wise attention loss."""
+"""The losses of SeFi-IDE: the masked noise loss, the face-wise attention loss and the leak."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ class MapPair(NamedTuple):
     """The maps of one cross-attention layer, (B, heads, pixels, tokens) each.
 
     ``target`` comes from the prompt with the placeholder, ``reference`` from the same prompt with
-    the class word, both with the same queries; ``size`` is (height, width) of the pixels.
+    the class word, both with the same queries; ``size`` is (height, width) of the pixels. What
+    pulls at ``target`` should reach the keys only: through the queries it would reach the values
+    of the layers before, which say what the identity looks like.
     """
 
     target: torch.Tensor
     reference: torch.Tensor
     size: tuple[int, int]
+
+    def target_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Where ``tokens`` (B, tokens), 1 each, are looked at, (B, height, width): heads' mean."""
+        maps = self.target.mean(dim=1) @ tokens[..., None]
+        return maps.unflatten(1, self.size)[..., 0]
 
 
 def noise_loss(
@@ -57,3 +64,22 @@ def attention_loss(layers: Sequence[MapPair]) -> torch.Tensor:
         distance = F.mse_loss(target, reference.detach(), reduction="sum")
         losses.append(distance * (32 * 32 / (height * width * maps)))
     return torch.stack(losses).mean()
+
+
+def leak(maps: Sequence[torch.Tensor], face: torch.Tensor) -> torch.Tensor:
+    """Share (B,) of a word's attention that is on cells which show nothing of the face.
+
+    ``maps`` are the word's (B, h, w) of every layer, each at the layer's own size, where no
+    outline depends on how it was resized; all layers count by what they attend. ``face`` (B, 1, H,
+    W) in [0, 1] is 1 on the face.
+    """
+    of_size: dict[torch.Size, torch.Tensor] = {}
+    for layer in maps:
+        size = layer.shape[1:]
+        of_size[size] = of_size[size] + layer if size in of_size else layer
+    inside = total = 0.0
+    for size, layer in of_size.items():
+        shown = F.adaptive_max_pool2d(face, size)[:, 0]
+        inside = inside + (layer * shown).mean(dim=(1, 2))
+        total = total + layer.mean(dim=(1, 2))
+    return 1 - inside / total

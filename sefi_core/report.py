@@ -16,7 +16,7 @@ PANEL = 256
 CHART_HEIGHT = 220
 _MARGIN = 44
 _INK, _GRID, _PAPER = (40, 40, 48), (222, 222, 228), (255, 255, 255)
-_LINES = {"noise": (38, 98, 190), "attention": (208, 92, 34)}
+_LINES = {"noise": (38, 98, 190), "attention": (208, 92, 34), "leak": (40, 132, 84)}
 
 
 def training_report(
@@ -58,7 +58,7 @@ def _scaled(picture: torch.Tensor) -> torch.Tensor:
 
 
 def _chart(history: Sequence[Step], width: int) -> torch.Tensor:
-    """Running means of both losses, each on its own scale, as a picture."""
+    """Running means of the losses, each on its own scale, as a picture."""
     image = Image.new("RGB", (width, CHART_HEIGHT), _PAPER)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
@@ -79,7 +79,7 @@ def _chart(history: Sequence[Step], width: int) -> torch.Tensor:
         ]
         draw.line(points if len(points) > 1 else points * 2, fill=colour, width=2)
         label = f"{name} loss  {values[0]:.4g} to {values[-1]:.4g}"
-        draw.text((left + place * (right - left) / 2, 8), label, fill=colour, font=font)
+        draw.text((left + place * (right - left) / len(_LINES), 8), label, fill=colour, font=font)
     draw.text((left, bottom + 8), "step 1", fill=_INK, font=font)
     draw.text((right, bottom + 8), f"{len(history)}", fill=_INK, font=font, anchor="ra")
     return torch.from_numpy(np.array(image)).float() / 255

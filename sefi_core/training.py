@@ -17,7 +17,7 @@ from torch import nn
 
 from .captions import AUTO
 from .errors import SeFiError
-from .losses import MapPair, attention_loss, noise_loss
+from .losses import MapPair, attention_loss, leak, noise_loss
 from .parametrisation import PARAMETRISATIONS, Vectors
 from .stages import TRAINING_TIMESTEPS, first_timestep
 
@@ -43,6 +43,8 @@ class TrainingSettings:
     batch_size: int = 1
     attention_weight: float = 0.003
     """The paper's lambda, at its own value."""
+    leak_weight: float = 3.0
+    """Of the placeholder's share of attention outside the face mask; nothing without a mask."""
     background_weight: float = 0.0
     """Of the noise loss outside the face mask; nothing without a mask."""
     resolution: int = 512
@@ -64,7 +66,7 @@ class TrainingSettings:
             raise SeFiError(f"stages is {self.stages}: set it to {TRAINING_TIMESTEPS} or less")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
-        for name in ("attention_weight", "background_weight"):
+        for name in ("attention_weight", "leak_weight", "background_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
         choices = {"dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
@@ -98,13 +100,19 @@ class Prediction(NamedTuple):
     """What the model made of a batch.
 
     ``output`` and ``target`` (B, C, h, w) are the model's output and what it should be; ``layers``
-    the attention maps; ``face`` (B, 1, H, W) the mask or None.
+    the attention maps; ``placeholder`` (B, tokens) is 1 for the placeholder's tokens in them;
+    ``face`` (B, 1, H, W) the mask or None.
     """
 
     output: torch.Tensor
     target: torch.Tensor
     layers: list[MapPair]
+    placeholder: torch.Tensor
     face: torch.Tensor | None
+
+    def placeholder_maps(self) -> list[torch.Tensor]:
+        """Where the placeholder looks in each layer, (B, h, w) of the layer's size."""
+        return [layer.target_of(self.placeholder) for layer in self.layers]
 
 
 class Predictor(Protocol):
@@ -125,6 +133,7 @@ class Step(NamedTuple):
     loss: float
     noise: float
     attention: float
+    leak: float
 
 
 def check_diffusers() -> None:
@@ -160,8 +169,8 @@ def optimise(
     for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
         while True:
             prediction = predictor(*parameters(), batch)
-            noise, attention = _losses(prediction, settings)
-            loss = noise + settings.attention_weight * attention
+            noise, attention, leaked = _losses(prediction, settings)
+            loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
             if not torch.isfinite(loss):
                 raise SeFiError(
                     f"the loss is no number at step {number}: lower learning_rate, or set dtype "
@@ -178,7 +187,7 @@ def optimise(
             loss_scale /= 2.0
         optimizer.step()
         scheduler.step()
-        step = Step(number, loss.item(), noise.item(), attention.item())
+        step = Step(number, *(part.item() for part in (loss, noise, attention, leaked)))
         history.append(step)
         if on_step is not None:
             on_step(step)
@@ -211,13 +220,16 @@ def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
 
 def _losses(
     prediction: Prediction, settings: TrainingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = noise_loss(
-        prediction.output, prediction.target, prediction.face, settings.background_weight
-    )
-    if settings.attention_weight == 0 or not prediction.layers:
-        return noise, noise.new_zeros(())
-    return noise, attention_loss(prediction.layers)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise loss, attention loss and leak; 0 for those that are off."""
+    face = prediction.face
+    noise = noise_loss(prediction.output, prediction.target, face, settings.background_weight)
+    attention = leaked = noise.new_zeros(())
+    if prediction.layers and settings.attention_weight > 0:
+        attention = attention_loss(prediction.layers)
+    if prediction.layers and settings.leak_weight > 0 and face is not None:
+        leaked = leak(prediction.placeholder_maps(), face).mean()
+    return noise, attention, leaked
 
 
 def _unscale(parameters: nn.Module, scale: float) -> bool:

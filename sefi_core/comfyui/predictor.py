@@ -14,7 +14,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..attention import attend, attention_probabilities
+from ..attention import attend, attention_probabilities, key_probabilities
 from ..captions import with_caption
 from ..errors import SeFiError
 from ..identity import Identity
@@ -152,14 +152,8 @@ class ComfyPredictor:
             output=output,
             target=target,
             layers=list(layers),
+            placeholder=self._placeholders(prompts, context_k.shape[1]).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
-        )
-
-    def placeholder_tokens(self, sample: int, template: int) -> torch.Tensor:
-        """Which tokens (tokens,) of a sample's prompt are the placeholder's."""
-        chunks = next(iter(self.prompts[self._prompt_of(sample, template)].values()))
-        return torch.tensor(
-            [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
         )
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
@@ -173,6 +167,11 @@ class ComfyPredictor:
     def _prompt_of(self, sample: int, template: int) -> int:
         """The number of a sample's prompt: captions one after the other, templates in each."""
         return self.captions[sample] * self.templates + template
+
+    def _placeholders(self, prompts: Sequence[int], length: int) -> torch.Tensor:
+        """1 for the placeholder's tokens of these prompts, (B, length), as contexts are stacked."""
+        rows = [_placeholder_tokens(self.prompts[prompt]) for prompt in prompts]
+        return _stacked(rows, length)[..., 0]
 
     @torch.no_grad()
     def _encode_references(self, prompts: Sequence[int]) -> None:
@@ -254,14 +253,13 @@ class _Recorder:
         heads = extra["n_heads"]
         if round(self.shape[-2] / height) not in LEVELS:
             return attention_pytorch(q, k, v, heads)
-        target = attention_probabilities(q, k, heads)
         block = (*extra["block"], extra["block_index"])
         with torch.no_grad():
             keys = [self.predictor.reference_key(prompt, block) for prompt in self.prompts]
             reference_k = _stacked(keys, k.shape[1])
             reference = attention_probabilities(q, reference_k, heads)
-        self.pairs.append(MapPair(target, reference, (height, width)))
-        return attend(target, v)
+        self.pairs.append(MapPair(key_probabilities(q, k, heads), reference, (height, width)))
+        return attend(attention_probabilities(q, k, heads), v)
 
 
 def _is_in_dynamic_vram(patcher: ModelPatcher) -> bool:
@@ -272,6 +270,13 @@ def _is_in_dynamic_vram(patcher: ModelPatcher) -> bool:
 
 def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     return attention_pytorch(*args, **kwargs)
+
+
+def _placeholder_tokens(tokens: Tokens) -> torch.Tensor:
+    """1 for the placeholder's tokens of a prompt, (1, tokens, 1)."""
+    chunks = next(iter(tokens.values()))
+    marked = [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
+    return torch.tensor(marked, dtype=torch.float32)[None, :, None]
 
 
 def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:

@@ -88,7 +88,7 @@ def train_identity(
             masks,
             captions,
             settings.dtype,
-            with_maps=settings.attention_weight > 0,
+            with_maps=_looks_at_maps(settings, masks),
         )
         parameters = build_parametrisation(
             settings.parametrisation,
@@ -143,11 +143,7 @@ def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -
         prediction = predictor(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
     finally:
         predictor.with_maps = with_maps
-    columns = predictor.placeholder_tokens(0, 0)
-    seen = [
-        layer.target[0].mean(dim=0).cpu()[:, columns].sum(dim=-1).unflatten(0, layer.size)[None]
-        for layer in prediction.layers
-    ]
+    seen = [maps.cpu() for maps in prediction.placeholder_maps()]
     return added_up(seen, max(layer.size for layer in prediction.layers))[0]
 
 
@@ -245,6 +241,11 @@ def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> t
             "--fp32-vae, or load another VAE"
         )
     return model.model.process_latent_in(latents)
+
+
+def _looks_at_maps(settings: TrainingSettings, masks: torch.Tensor | None) -> bool:
+    """Whether a loss needs attention maps."""
+    return settings.attention_weight > 0 or (settings.leak_weight > 0 and masks is not None)
 
 
 def _is_due(step: int, settings: TrainingSettings) -> bool:

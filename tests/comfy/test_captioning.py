@@ -83,21 +83,21 @@ def test_a_caption_is_the_rest_of_the_sample_s_prompt(mini):
     def predictor_of(templates, captions=None):
         return ComfyPredictor(mini.model, mini.clip, identity, templates, latents, None, captions)
 
-    def outputs(predictor, template):
+    def predictions(predictor, template):
         with torch.no_grad():
             batch = Batch([0, 1], [template, template], [300, 700], 5)
-            return predictor(vectors, vectors, batch).output
+            return predictor(vectors, vectors, batch)
 
     templates = ["a picture of <name>", "a photo of <name>"]
     mixed = predictor_of(templates, ["", "smiling"])
-    found = outputs(mixed, 1)
+    found = predictions(mixed, 1)
     for sample, prompt in enumerate(("a photo of <name>", "a photo of <name> smiling")):
-        alone = predictor_of([prompt])
-        assert torch.allclose(found[sample], outputs(alone, 0)[sample], atol=1e-5)
-        marked = mixed.placeholder_tokens(sample, 1)
-        assert marked.sum() == 1 and torch.equal(marked, alone.placeholder_tokens(sample, 0))
-    plain = outputs(predictor_of(templates), 1)
-    assert not torch.allclose(found[1], plain[1], atol=1e-3)
+        alone = predictions(predictor_of([prompt]), 0)
+        assert torch.allclose(found.output[sample], alone.output[sample], atol=1e-5)
+        assert found.placeholder[sample].sum() == 1
+        assert torch.equal(found.placeholder[sample], alone.placeholder[sample])
+    plain = predictions(predictor_of(templates), 1)
+    assert not torch.allclose(found.output[1], plain.output[1], atol=1e-3)
 
 
 def test_looking_for_expressions_can_be_cancelled(mini):

@@ -138,7 +138,8 @@ def test_the_comparison_takes_what_won_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "run_all", lambda todo, store: wanted.extend(todo) or {})
     with pytest.raises(KeyError):
         size = quality.Size(1, 1, 1)
-        quality.benchmark([1], "robot", size, sweep.published_winners("robot"), tmp_path / "rows")
+        rows = quality.contenders(sweep.published_winners("robot"))
+        quality.benchmark([1], "robot", size, rows, tmp_path / "rows")
     published = json.loads(sweep.WINNERS.read_text())["robot"]
     as_they_are = [(name, {}) for name in ("class_word", "sefi", "named")]
     expected = [*published.items(), *as_they_are]
@@ -148,7 +149,7 @@ def test_the_comparison_takes_what_won_the_sweep(tmp_path, monkeypatch):
 
 
 def forget_settings(monkeypatch):
-    for name in ("SEEDS", "QUICK", "KIND", "SUBJECTS", "PROMPTS", "DRAWS"):
+    for name in ("SEEDS", "QUICK", "KIND", "SUBJECTS", "PROMPTS", "DRAWS", "METHODS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -159,6 +160,7 @@ def forget_settings(monkeypatch):
         ({"KIND": "robot", "PROMPTS": "10", "DRAWS": "1"}, (16, 10, 1), "robot"),
         ({"QUICK": "1"}, (2, 10, 1), "person/quick"),
         ({"QUICK": "0", "SUBJECTS": "3"}, (3, 30, 2), "person"),
+        ({"METHODS": "lora"}, (16, 30, 2), "person/some"),
     ],
 )
 def test_the_size_of_a_run_and_where_its_results_are(settings, size, folder, tmp_path, monkeypatch):
@@ -174,6 +176,18 @@ def test_the_size_of_a_run_and_where_its_results_are(settings, size, folder, tmp
     assert (seeds, found) == ([1], quality.Size(*size))
     assert store == tmp_path / kind / "rows.jsonl"
     assert f"{size[1]} prompts" in (tmp_path / folder / "table.md").read_text()
+
+
+def test_a_run_with_some_methods_has_their_rows_and_their_bars():
+    rows = quality.contenders(sweep.published_winners("person"))
+    assert quality.chosen(rows, []) == rows
+    some = quality.chosen(rows, ["textual_inversion"])
+    assert list(some) == ["class_word", "textual_inversion", "sefi", "named"]
+    with pytest.raises(SystemExit, match="dreambooth.*choose of class_word, textual_inversion"):
+        quality.chosen(rows, ["dreambooth"])
+    bad = changed("sefi", leak=0.21)
+    assert any("leak" in line for line in quality.missed(rows_of({n: bad[n] for n in some})))
+    assert quality.missed(rows_of({n: bad[n] for n in quality.ALWAYS})) == []
 
 
 @pytest.mark.parametrize(("figures", "code"), [(GOOD, 0), (changed("sefi", leak=0.21), 1)])
@@ -369,19 +383,6 @@ def test_the_defaults_of_an_ablation_are_measured_once():
     assert lines[-2].endswith("| 0.100 [0.100, 0.100] |") and lines[-1].endswith("|  |")
 
 
-def test_leak_does_not_depend_on_the_resolution_of_the_attention():
-    """One cell that shows the head, and one that does not, with three quarters on the first."""
-    head = torch.zeros(1, 128, 128)
-    head[:, 40:60, 40:60] = 1.0
-    layers = [torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)]
-    for layer, cell in zip(layers, (2, 1), strict=True):
-        layer[:, cell, cell], layer[:, -1, -1] = 3.0, 1.0
-    torch.testing.assert_close(measures.outside(layers, head), torch.tensor([0.25]))
-    for layer in layers:
-        layer[:, -1, -1] = 0.0
-        assert measures.outside([layer], head) == 0.0
-
-
 def test_the_subjects_that_chose_the_settings_are_refused(monkeypatch):
     monkeypatch.setenv("SEEDS", f"1 {subjects.VALIDATION_SEED}")
     with pytest.raises(SystemExit, match="chose the settings"):
@@ -399,17 +400,18 @@ def learned(mini, **overrides):
 
 
 NOT_PREPARED = {"background_weight": 1.0, "captions": ()}
+FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
 
 
 @pytest.mark.parametrize(
     ("method", "stages", "split", "settings"),
     [
-        ("textual_inversion", 1, False, {"attention_weight": 0.0, **NOT_PREPARED}),
-        ("textual_inversion_prepared", 1, False, {"attention_weight": 0.0}),
-        ("per_stage_5", 5, False, {"attention_weight": 0.0, **NOT_PREPARED}),
-        ("per_stage_10", 10, False, {"attention_weight": 0.0, **NOT_PREPARED}),
-        ("sefi_paper", 5, True, {"attention_weight": 0.003, **NOT_PREPARED}),
-        ("sefi_no_attention_loss", 1, True, {"attention_weight": 0.0}),
+        ("textual_inversion", 1, False, {**FREE, **NOT_PREPARED}),
+        ("textual_inversion_prepared", 1, False, FREE),
+        ("per_stage_5", 5, False, {**FREE, **NOT_PREPARED}),
+        ("per_stage_10", 10, False, {**FREE, **NOT_PREPARED}),
+        ("sefi_paper", 5, True, {"attention_weight": 0.003, "leak_weight": 0.0, **NOT_PREPARED}),
+        ("sefi_no_attention_loss", 1, True, FREE),
         ("sefi", 1, True, {}),
     ],
 )
@@ -425,7 +427,7 @@ def test_methods_are_what_their_titles_say(mini, monkeypatch, method, stages, sp
     monkeypatch.setattr(methods, "train_identity", train)
     photos = subjects.Subject(1, 0).photos(1)
     identity = methods.learn_identity(mini, method, photos, "person", {"steps": 2})
-    for name in ("attention_weight", "background_weight", "captions"):
+    for name in ("attention_weight", "leak_weight", "background_weight", "captions"):
         wanted = settings.get(name, getattr(TrainingSettings(), name))
         assert getattr(used[0], name) == wanted
     assert identity.keys["l"].shape[0] == stages

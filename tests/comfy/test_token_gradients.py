@@ -9,10 +9,11 @@ from __future__ import annotations
 import comfy.sd1_clip
 import pytest
 import torch
+from sefi_ide.sefi_core.comfyui import predictor as predictor_module
 from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.trainable import differentiable
 from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.losses import MapPair, attention_loss, noise_loss
+from sefi_ide.sefi_core.losses import MapPair, attention_loss, leak, noise_loss
 from sefi_ide.sefi_core.training import Batch, Prediction
 
 from . import random_checkpoint
@@ -70,19 +71,41 @@ def vectors(dtype: torch.dtype = torch.float64) -> Vectors:
     )
 
 
+@pytest.fixture
+def held_queries(monkeypatch):
+    """Holds the queries of the attention losses at those of the first forward pass.
+
+    Training holds them still as well, so finite differences must not move them. Returns a function
+    to be called with the number of layers after the backward pass, which may compute them again.
+    """
+    compute = predictor_module.key_probabilities
+    first: list[torch.Tensor] = []
+    later: list[torch.Tensor] = []
+
+    def key_probabilities(q, k, heads):
+        if not later:
+            first.append(q.detach())
+            return compute(q, k, heads)
+        later.append(later.pop(0))
+        return compute(later[-1], k, heads)
+
+    monkeypatch.setattr(predictor_module, "key_probabilities", key_probabilities)
+    return lambda layers: later.extend(first[:layers])
+
+
 def loss_of(prediction: Prediction, references: list[MapPair]) -> torch.Tensor:
-    """Both losses; the reference maps, which are held still while training, from elsewhere."""
+    """All losses; the reference maps, which are held still while training, from elsewhere."""
     noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
     layers = [
         layer._replace(reference=other.reference.detach())
         for layer, other in zip(prediction.layers, references, strict=True)
     ]
     attention = attention_loss(layers)
-    return noise + 0.05 * attention
+    return noise + 0.05 * attention + leak(prediction.placeholder_maps(), prediction.face).mean()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_agree_with_finite_differences(mini_sd, float64, checkpointing):
+def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries, checkpointing):
     """In random directions, for K and V, in both stages of a batch of two."""
     model, clip, _ = mini_sd
     batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[300, 900], noise_seed=7)
@@ -98,6 +121,7 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, checkpointing
             loss = loss_of(prediction, references)
             assert loss.dtype == torch.float64
             loss.backward()
+            held_queries(len(references))
             generator = torch.Generator().manual_seed(1)
             step = 1e-5
             for role in range(2):

@@ -16,7 +16,7 @@ from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.train import train_identity
 from sefi_ide.sefi_core.comfyui.trainable import differentiable
 from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.losses import attention_loss, noise_loss
+from sefi_ide.sefi_core.losses import attention_loss, leak, noise_loss
 from sefi_ide.sefi_core.pictures import pair_photos
 from sefi_ide.sefi_core.training import Batch, TrainingSettings
 
@@ -64,6 +64,26 @@ def vectors(requires_grad: bool = True):
 def total_loss(prediction, weight: float = 0.05) -> torch.Tensor:
     noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
     return noise + weight * attention_loss(prediction.layers)
+
+
+def test_the_attention_losses_pull_at_the_keys_only(mini_sd):
+    """Through the queries they would reach the values, which say what the identity looks like."""
+    model, clip, _ = mini_sd
+    with torch.inference_mode(False), torch.enable_grad():
+        predict = predictor(model, clip)
+        keys, values = vectors()
+        with differentiable(predict.model.model.diffusion_model, predict.clip.cond_stage_model):
+            made = predict(keys, values, BATCH)
+            leaked = leak(made.placeholder_maps(), made.face)
+            assert leaked.shape == (len(BATCH.samples),)
+            assert 0 < leaked.min() and leaked.max() < 1
+            for loss in (attention_loss(made.layers), leaked.mean()):
+                in_keys, in_values = torch.autograd.grad(
+                    loss, (keys["l"], values["l"]), retain_graph=True
+                )
+                assert in_keys.abs().max() > 0 and in_values.abs().max() == 0
+            noise = noise_loss(made.output, made.target, made.face)
+            assert torch.autograd.grad(noise, values["l"])[0].abs().max() > 0
 
 
 def gradients(model, clip, dtype="auto", checkpointing=False, batch=BATCH, side=SIDE):
@@ -252,7 +272,7 @@ def test_maps_and_batches_line_up(mini_sd):
                     torch.testing.assert_close(again.target, target)
                     torch.testing.assert_close(again.output, both.output[:1], rtol=1e-3, atol=1e-4)
         assert [layer.size for layer in both.layers].count((4, 4)) == 3
-        assert predict.placeholder_tokens(0, 0).sum() == 1
+        assert both.placeholder.tolist() == [[0.0] * 4 + [1.0] + [0.0] * 72] * 2
         for layer in both.layers:
             torch.testing.assert_close(
                 layer.target.sum(dim=-1), torch.ones_like(layer.target.sum(dim=-1))

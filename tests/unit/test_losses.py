@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sefi_ide.sefi_core.losses import MapPair, attention_loss, noise_loss
+from sefi_ide.sefi_core.losses import MapPair, attention_loss, leak, noise_loss
 
 GRID = 32 * 32
 TOKENS = 4
@@ -83,3 +83,35 @@ def test_the_reference_gets_no_gradient():
     attention_loss([MapPair(trained, reference, (2, 2))]).backward()
     assert trained.grad.abs().sum() > 0
     assert reference.grad is None
+
+
+def test_a_words_map_is_the_sum_of_its_tokens_and_the_mean_of_the_heads():
+    target = torch.rand(2, 3, 6, TOKENS)
+    tokens = torch.tensor([[0.0, 1, 0, 0], [0, 0, 1, 1]])
+    maps = MapPair(target, target, (2, 3)).target_of(tokens)
+    torch.testing.assert_close(maps[0], target[0, :, :, 1].mean(0).view(2, 3))
+    torch.testing.assert_close(maps[1], target[1, :, :, 2:].sum(-1).mean(0).view(2, 3))
+
+
+def test_the_leak_is_the_share_on_cells_that_show_nothing_of_the_face():
+    """Whatever the size of the map: one cell shows the face and one does not, three to one."""
+    face = torch.zeros(1, 1, 128, 128)
+    face[..., 40:60, 40:60] = 1.0
+    layers = [torch.zeros(1, 8, 8), torch.zeros(1, 4, 4)]
+    for layer, cell in zip(layers, (2, 1), strict=True):
+        layer[:, cell, cell], layer[:, -1, -1] = 3.0, 1.0
+    torch.testing.assert_close(leak(layers, face), torch.tensor([0.25]))
+    for layer in layers:
+        layer[:, -1, -1] = 0.0
+        assert leak([layer], face) == 0.0
+
+
+def test_every_picture_leaks_by_its_own_face():
+    face = torch.cat([left_half(), 1 - left_half()])
+    left = torch.zeros(2, 4, 4)
+    left[..., :2] = 0.1
+    assert leak([left], face).tolist() == [0.0, 1.0]
+
+
+def test_a_soft_mask_counts_by_its_value():
+    assert leak([torch.ones(1, 2, 2)], torch.full((1, 1, 8, 8), 0.25)).item() == 0.75

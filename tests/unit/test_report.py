@@ -4,7 +4,7 @@ from sefi_ide.sefi_core.training import Step
 
 
 def report(caption: str = "") -> torch.Tensor:
-    history = [Step(n, 1.0 / n, 1.0 / n, 0.1) for n in range(1, 30)]
+    history = [Step(n, 1.0 / n, 1.0 / n, 0.1, 0.5 / n) for n in range(1, 30)]
     heat = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     picture = torch.full((40, 40, 3), 0.5)
     return training_report(history, picture, heat, 1 - heat, picture, "<anna>", caption)

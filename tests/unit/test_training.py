@@ -23,6 +23,7 @@ class Toy:
     """
 
     samples = 3
+    face: torch.Tensor | None = None
 
     def __init__(self, stages: int = STAGES, attention: float = 0.0) -> None:
         self.stages, self.attention = stages, attention
@@ -44,7 +45,8 @@ class Toy:
             output=output,
             target=target,
             layers=[MapPair(maps, torch.zeros_like(maps), (1, 1))],
-            face=None,
+            placeholder=torch.ones(len(output), 1),
+            face=self.face,
         )
 
 
@@ -119,7 +121,19 @@ def test_the_attention_loss_is_weighed_by_lambda():
     assert step.attention == pytest.approx(0.25 * 32 * 32)
     assert step.loss == pytest.approx(step.noise + 0.003 * step.attention)
     step = optimise(start(), Toy(attention=0.5), settings(steps=1, attention_weight=0.0))[0]
-    assert step.loss == step.noise
+    assert step.loss == step.noise and step.attention == 0
+
+
+def test_the_leak_is_weighed_and_needs_a_mask():
+    """All attention of the toy is on its one cell, of which the face covers a quarter."""
+    toy = Toy(attention=0.5)
+    assert optimise(start(), toy, settings(steps=1))[0].leak == 0
+    toy.face = torch.full((1, 1, 4, 4), 0.25)
+    step = optimise(start(), toy, settings(steps=1, leak_weight=2.0))[0]
+    assert step.leak == pytest.approx(0.75)
+    assert step.loss == pytest.approx(step.noise + 2.0 * 0.75)
+    step = optimise(start(), toy, settings(steps=1, leak_weight=0.0))[0]
+    assert step.loss == step.noise and step.leak == 0
 
 
 def test_the_learning_rate_ends_at_nothing():
@@ -218,6 +232,7 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step():
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"attention_weight": -1.0}, "attention_weight"),
         ({"attention_weight": float("inf")}, "attention_weight"),
+        ({"leak_weight": -0.5}, "leak_weight"),
         ({"background_weight": -0.1}, "background_weight"),
         ({"parametrisation": "magic"}, "parametrisation"),
         ({"dtype": "int4"}, "dtype"),
