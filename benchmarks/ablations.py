@@ -32,7 +32,7 @@ from sefi_ide.sefi_core.training import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1
-CLOSE = ("attention loss", "leak", "captions", "learning rate", "steps", "strengths when drawing")
+CLOSE = ("attention loss", "captions", "learning rate", "steps", "strengths when drawing")
 CLOSE_SUBJECTS = 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")

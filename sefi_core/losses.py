@@ -13,9 +13,9 @@ class MapPair(NamedTuple):
     """The maps of one cross-attention layer, (B, heads, pixels, tokens) each.
 
     ``target`` comes from the prompt with the placeholder, ``reference`` from the same prompt with
-    the class word, both with the same queries; ``size`` is (height, width) of the pixels. What
-    pulls at ``target`` should reach the keys only: through the queries it would reach the values
-    of the layers before, which say what the identity looks like.
+    the class word, both with the same queries; ``size`` is (height, width) of the pixels. The
+    gradient of ``target`` reaches the keys only: through the queries it would reach the values of
+    the layers before, which say what the identity looks like.
     """
 
     target: torch.Tensor
@@ -24,7 +24,7 @@ class MapPair(NamedTuple):
 
     def target_of(self, tokens: torch.Tensor) -> torch.Tensor:
         """Where ``tokens`` (B, tokens), 1 each, are looked at, (B, height, width): heads' mean."""
-        maps = self.target.mean(dim=1) @ tokens[..., None]
+        maps = self.target.mean(dim=1) @ tokens[..., None].to(self.target.dtype)
         return maps.unflatten(1, self.size)[..., 0]
 
 
@@ -71,15 +71,18 @@ def leak(maps: Sequence[torch.Tensor], face: torch.Tensor) -> torch.Tensor:
 
     ``maps`` are the word's (B, h, w) of every layer, each at the layer's own size, where no
     outline depends on how it was resized; all layers count by what they attend. ``face`` (B, 1, H,
-    W) in [0, 1] is 1 on the face.
+    W) in [0, 1] is 1 on the face. A word that is looked at nowhere does not leak.
+
+    The gradient lowers the attention outside and leaves that on the face alone: looking harder at
+    the face would lower the share too, and hide what other words say of it.
     """
     of_size: dict[torch.Size, torch.Tensor] = {}
     for layer in maps:
         size = layer.shape[1:]
         of_size[size] = of_size[size] + layer if size in of_size else layer
-    inside = total = 0.0
+    outside = total = 0.0
     for size, layer in of_size.items():
-        shown = F.adaptive_max_pool2d(face, size)[:, 0]
-        inside = inside + (layer * shown).mean(dim=(1, 2))
-        total = total + layer.mean(dim=(1, 2))
-    return 1 - inside / total
+        hidden = 1 - F.adaptive_max_pool2d(face, size)[:, 0]
+        outside = outside + (layer * hidden).mean(dim=(1, 2))
+        total = total + layer.detach().mean(dim=(1, 2))
+    return outside / total.clamp_min(1e-12)

@@ -13,7 +13,7 @@ from sefi_ide.sefi_core.comfyui import predictor as predictor_module
 from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.trainable import differentiable
 from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.losses import MapPair, attention_loss, leak, noise_loss
+from sefi_ide.sefi_core.losses import attention_loss, leak, noise_loss
 from sefi_ide.sefi_core.training import Batch, Prediction
 
 from . import random_checkpoint
@@ -93,15 +93,22 @@ def held_queries(monkeypatch):
     return lambda layers: later.extend(first[:layers])
 
 
-def loss_of(prediction: Prediction, references: list[MapPair]) -> torch.Tensor:
-    """All losses; the reference maps, which are held still while training, from elsewhere."""
+def looked_at(prediction: Prediction) -> torch.Tensor:
+    """How much attention the placeholder gets."""
+    return sum(maps.mean(dim=(1, 2)) for maps in prediction.placeholder_maps()).detach()
+
+
+def loss_of(prediction: Prediction, first: Prediction) -> torch.Tensor:
+    """All losses; what is held still while training is that of the ``first`` prediction."""
     noise = noise_loss(prediction.output, prediction.target, prediction.face, 0.3)
     layers = [
         layer._replace(reference=other.reference.detach())
-        for layer, other in zip(prediction.layers, references, strict=True)
+        for layer, other in zip(prediction.layers, first.layers, strict=True)
     ]
     attention = attention_loss(layers)
-    return noise + 0.05 * attention + leak(prediction.placeholder_maps(), prediction.face).mean()
+    leaked = leak(prediction.placeholder_maps(), prediction.face)
+    leaked = leaked * looked_at(prediction) / looked_at(first)
+    return noise + 0.05 * attention + leaked.mean()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -117,11 +124,10 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries,
         modules = predictor.model.model.diffusion_model, predictor.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=checkpointing):
             prediction = predictor(*parts, batch)
-            references = prediction.layers
-            loss = loss_of(prediction, references)
+            loss = loss_of(prediction, prediction)
             assert loss.dtype == torch.float64
             loss.backward()
-            held_queries(len(references))
+            held_queries(len(prediction.layers))
             generator = torch.Generator().manual_seed(1)
             step = 1e-5
             for role in range(2):
@@ -135,7 +141,7 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries,
                         moved = [{"l": part["l"].detach().clone()} for part in parts]
                         moved[role]["l"] += sign * step * direction
                         with torch.no_grad():
-                            losses.append(loss_of(predictor(*moved, batch), references))
+                            losses.append(loss_of(predictor(*moved, batch), prediction))
                     measured = (losses[0] - losses[1]) / (2 * step)
                     expected = (gradient * direction).sum()
                     assert expected.abs() > 1e-4

@@ -110,7 +110,14 @@ def test_every_picture_leaks_by_its_own_face():
     face = torch.cat([left_half(), 1 - left_half()])
     left = torch.zeros(2, 4, 4)
     left[..., :2] = 0.1
-    assert leak([left], face).tolist() == [0.0, 1.0]
+    assert leak([left], face).tolist() == pytest.approx([0.0, 1.0])
+    assert leak([torch.zeros(2, 4, 4)], face).tolist() == [0.0, 0.0]
+
+
+def test_the_leak_pulls_at_what_is_outside_only():
+    maps = torch.full((1, 4, 4), 0.1, requires_grad=True)
+    leak([maps], left_half())[0].backward()
+    assert (maps.grad[..., :2] == 0).all() and (maps.grad[..., 2:] > 0).all()
 
 
 def test_a_soft_mask_counts_by_its_value():
