@@ -23,7 +23,7 @@ from .comfyui import REPOSITORY
 from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
-from .methods import INITIAL, MASKS
+from .methods import IDENTITY_METHODS, INITIAL, MASKS
 from .subjects import VALIDATION_SEED
 
 # isort: split
@@ -37,6 +37,8 @@ CLOSE_SUBJECTS = 16
 """Tables whose values are too close for six subjects to tell apart, and how many they get."""
 FIGURES = ("id", "prompt", "id_p", "leak", "seconds")
 
+WITHOUT_LOSSES = IDENTITY_METHODS["sefi_no_attention_loss"]
+
 Variants = dict[str, dict[str, Any]]
 
 
@@ -47,13 +49,13 @@ def _values(name: str, *values: Any) -> Variants:
 TABLES: dict[str, Variants] = {
     "lambda": _values("attention_weight", 0.0, 1e-4, 1e-3, 3e-3, 1e-2, 5e-2),
     "attention loss": {
-        "none": {"attention_weight": 0.0, "leak_weight": 0.0},
+        "none": WITHOUT_LOSSES,
         "lambda 0.003": {"leak_weight": 0.0},
         "leak": {"attention_weight": 0.0},
         "both": {},
     },
     "attention loss at 900 steps": {
-        "none": {"attention_weight": 0.0, "leak_weight": 0.0, "steps": 900},
+        "none": {**WITHOUT_LOSSES, "steps": 900},
         "both": {"steps": 900},
     },
     "lambda at twice the learning rate": {
