@@ -6,9 +6,9 @@ text encoder), against diffusers' textual inversion and core's TrainLoraNode; sa
 without identities; peak memory; and how all this grows. Times are processor time on a CPU, on one
 core for the miniature, and their figures medians of ratios that were taken in turns, as many as it
 takes to say on which side of its bar each is; memory and the time before the first step are
-measured once. ``QUICK=1`` leaves out the full shape. The growth is drawn into ``growth.png`` in
-``output/bench-cost``, where a run that is not quick leaves ``table.md``, too. The last line is one
-JSON object; exits with 1 when a bar is missed.
+measured once. ``SHAPE`` (miniature, full_shape) measures one of the two alone. The growth is drawn
+into ``growth.png`` in ``output/bench-cost``, where a run of both leaves ``table.md``, too. The last
+line is one JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 THREADS = torch.get_num_threads()
 OUTPUT = comfyui.REPOSITORY / "output" / "bench-cost"
+SHAPES = ("miniature", "full_shape")
 
 HIGHEST = {
     "step_over_floor": 1.15,
@@ -343,18 +344,30 @@ def markdown(figures: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _wanted_shapes() -> tuple[str, ...]:
+    """The models that the environment asks for."""
+    shape = os.environ.get("SHAPE")
+    if shape and shape not in SHAPES:
+        raise SystemExit(f"SHAPE is {shape}: choose of {', '.join(SHAPES)}, or leave it out")
+    return (shape,) if shape else SHAPES
+
+
 def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     comfy.utils.set_progress_bar_enabled(False)
     commit = measured_at()
-    figures = {"miniature": measure(comfyui.MINIATURE, miniature_plan())}
-    if not int(os.environ.get("QUICK") or 0):
+    shapes = _wanted_shapes()
+    figures = {}
+    if "miniature" in shapes:
+        figures["miniature"] = measure(comfyui.MINIATURE, miniature_plan())
+    if "full_shape" in shapes:
         with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
             checkpoint = Path(folder) / "full_shape.safetensors"
             full_shape.write_checkpoint(checkpoint)
             figures["full_shape"] = measure(checkpoint, full_shape_plan())
+    if shapes == SHAPES:
         OUTPUT.mkdir(parents=True, exist_ok=True)
         (OUTPUT / "table.md").write_text(f"{commit}\n\n{markdown(figures)}", encoding="utf-8")
     lines = missed(figures)

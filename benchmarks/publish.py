@@ -55,8 +55,8 @@ def publish_some(kind: str) -> None:
         return
     parts = [
         f"# Quality of {plural}, some methods",
-        f"Made by `{_command('bench-quality', kind)}` with `METHODS`, as [the comparison of all]"
-        f"(quality_{plural}.md), and newer than that.",
+        f"Made by `{_command('bench-quality', kind)}` with `METHODS`: a run of its own beside "
+        f"[that of all methods](quality_{plural}.md).",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
     ]
     _write(f"quality_{plural}_some.md", parts)

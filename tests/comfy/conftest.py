@@ -32,6 +32,14 @@ def mini_checkpoint(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def mini():
+    """The shipped miniature Stable Diffusion; nothing changes it."""
+    from sefi_ide.benchmarks.miniature import MiniSDRuntime
+
+    return MiniSDRuntime()
+
+
 @pytest.fixture(scope="module")
 def inference_mode():
     """Nodes run in inference mode."""

@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from sefi_ide.benchmarks.miniature import MiniSDRuntime, render, wishes, world
+from sefi_ide.benchmarks.miniature import render, wishes, world
 from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.text import class_word_embedding
 from sefi_ide.sefi_core.comfyui.train import train_identity
@@ -14,11 +14,6 @@ from sefi_ide.sefi_core.training import Batch, TrainingSettings
 
 SIDE = 128
 PEOPLE = (1, 2, 3, 4, 5, 6)
-
-
-@pytest.fixture(scope="module")
-def mini():
-    return MiniSDRuntime()
 
 
 def photo_of(number: int, expression: str, scene: str = "plain") -> Photo:

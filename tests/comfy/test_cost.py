@@ -88,17 +88,24 @@ def test_the_exit_code_and_the_last_line_tell_the_result(
     monkeypatch.setattr(cost, "measure", lambda checkpoint, plan: found)
     monkeypatch.setattr(cost.full_shape, "write_checkpoint", lambda file: None)
 
-    def last_line(quick):
-        monkeypatch.setenv("QUICK", quick)
+    def last_line(shape):
+        monkeypatch.setenv("SHAPE", shape)
         assert cost.main() == code
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    assert last_line("1") == {"miniature": found}
+    assert last_line("miniature") == {"miniature": found}
+    assert last_line("full_shape") == {"full_shape": found}
     assert not (tmp_path / "table.md").exists()
-    assert last_line("0") == {"miniature": found, "full_shape": found}
+    assert last_line("") == {"miniature": found, "full_shape": found}
     table = (tmp_path / "table.md").read_text().splitlines()
     assert f"| step_over_floor | {step_over_floor:.3f} | {step_over_floor:.3f} | 1.15 |" in table
     assert "| steps_before_first | 7.000 | 7.000 |  |" in table
+
+
+def test_an_unknown_shape_is_refused(monkeypatch):
+    monkeypatch.setenv("SHAPE", "sdxl")
+    with pytest.raises(SystemExit, match="choose of miniature, full_shape"):
+        cost.main()
 
 
 def test_the_floor_has_gradients_and_nothing_of_the_pack(models):
