@@ -21,6 +21,7 @@ atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
+from sefi_ide.benchmarks.miniature import MiniSDRuntime  # noqa: E402
 from sefi_ide.tests.comfy import composition, random_checkpoint  # noqa: E402
 
 
@@ -35,8 +36,6 @@ def mini_checkpoint(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def mini():
     """The shipped miniature Stable Diffusion; nothing changes it."""
-    from sefi_ide.benchmarks.miniature import MiniSDRuntime
-
     return MiniSDRuntime()
 
 
