@@ -5,7 +5,7 @@ on subjects that neither the miniature nor the sweep has seen. The pack's defaul
 they are too, whatever won; the bars are for them.
 Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
-Settings from the environment: ``SEEDS`` (1 by default, several with spaces) chooses subjects and
+Settings from the environment: ``SEEDS`` ("1 2" by default) chooses subjects and
 prompts; ``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and
 pictures of each; ``KIND`` (person, robot) the class; ``METHODS`` some of the methods, to measure
 no others beside the defaults, class word and named people. ``QUICK=1`` is a small run, 15 minutes
@@ -90,8 +90,8 @@ def benchmark(
     jobs = {
         name: [
             Job(method, seed, number, size.prompts, size.draws, kind, overrides=settings)
-            for seed in seeds
             for number in range(size.subjects)
+            for seed in seeds
         ]
         for name, (method, settings) in methods.items()
     }
@@ -194,7 +194,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     quick = bool(int(os.environ.get("QUICK") or 0))
     kind = os.environ.get("KIND") or "person"
-    seeds = [int(seed) for seed in (os.environ.get("SEEDS") or "1").split()]
+    seeds = [int(seed) for seed in (os.environ.get("SEEDS") or "1 2").split()]
     if VALIDATION_SEED in seeds:
         raise SystemExit(f"SEEDS has {VALIDATION_SEED}, whose subjects chose the settings")
     commit = measured_at()

@@ -126,7 +126,7 @@ def test_the_size_of_a_run_and_where_its_results_are(settings, size, folder, tmp
     monkeypatch.setattr(quality, "benchmark", lambda *a: asked.append(a) or rows_of(GOOD))
     assert quality.main() == 0
     ((seeds, kind, found, _, store),) = asked
-    assert (seeds, found) == ([1], quality.Size(*size))
+    assert (seeds, found) == ([1, 2], quality.Size(*size))
     assert store == tmp_path / kind / "rows.jsonl"
     assert f"{size[1]} prompts" in (tmp_path / folder / "table.md").read_text()
 
