@@ -5,11 +5,11 @@ on subjects that neither the miniature nor the sweep has seen. The pack's defaul
 they are too, whatever won; the bars are for them.
 Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
-Settings from the environment: ``SEEDS`` ("1 2" by default) chooses subjects and
-prompts; ``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and
-pictures of each; ``KIND`` (person, robot) the class; ``METHODS`` some of the methods, to measure
-no others beside the defaults, class word and named people. ``QUICK=1`` is a small run, 15 minutes
-at most on two cores. These two have folders of their own. Writes ``results.json``, ``table.md`` and
+Settings from the environment: ``SEEDS`` ("1 2" by default) chooses subjects and prompts;
+``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and pictures of
+each; ``KIND`` (person, robot) the class; ``METHODS`` some of the methods, to measure no others
+beside the defaults, class word and named people. ``QUICK=1`` is a small run, 15 minutes at most on
+two cores. These two have folders of their own. Writes ``results.json``, ``table.md`` and
 ``id_prompt.png`` to the output folder; the last line is one JSON object of [mean, low, high] per
 method and figure; exits with 1 when a bar is missed.
 """
@@ -59,7 +59,7 @@ class Size:
     draws: int
 
 
-FULL, QUICK = Size(16, 30, 2), Size(2, 10, 1)
+FULL, QUICK = Size(16, 30, 2), Size(1, 10, 1)
 
 
 def contenders(winners: Mapping[str, dict]) -> dict[str, tuple[str, dict]]:

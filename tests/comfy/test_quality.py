@@ -111,7 +111,7 @@ def forget_settings(monkeypatch):
     [
         ({}, (16, 30, 2), "person"),
         ({"KIND": "robot", "PROMPTS": "10", "DRAWS": "1"}, (16, 10, 1), "robot"),
-        ({"QUICK": "1"}, (2, 10, 1), "person/quick"),
+        ({"QUICK": "1"}, (1, 10, 1), "person/quick"),
         ({"QUICK": "0", "SUBJECTS": "3"}, (3, 30, 2), "person"),
         ({"METHODS": "lora"}, (16, 30, 2), "person/some"),
     ],
