@@ -92,11 +92,17 @@ def _write(name: str, paragraphs: Sequence[str]) -> None:
 
 
 def publish_ablations() -> None:
-    """``docs/ablations.md``."""
-    pages = [OUTPUT / "bench-ablations" / f"{name}.md" for name in TABLES]
-    measured = [page.read_text(encoding="utf-8").strip() for page in pages if page.exists()]
+    """``docs/ablations.md``; a table that was not measured stays there as it is."""
+    page = DOCS / "ablations.md"
+    known = page.read_text(encoding="utf-8").split("\n### ")[1:] if page.exists() else []
+    tables = {text.splitlines()[0]: f"### {text.strip()}" for text in known}
+    files = [OUTPUT / "bench-ablations" / f"{name}.md" for name in TABLES]
+    measured = {
+        file.stem: file.read_text(encoding="utf-8").strip() for file in files if file.exists()
+    }
     if not measured:
         return
+    tables |= measured
     intro = (
         "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
         "means over validation identities and thirty prompts. The last column is how far ID(P) "
@@ -104,7 +110,8 @@ def publish_ablations() -> None:
         "With six identities such an interval is too narrow: it holds the true mean 87 times in a "
         "hundred, with sixteen 92 times."
     )
-    _write("ablations.md", ["# Ablations", intro, *measured])
+    in_order = [tables[name] for name in TABLES if name in tables]
+    _write("ablations.md", ["# Ablations", intro, *in_order])
     logger.info("published ablations")
 
 

@@ -41,3 +41,26 @@ def test_publishing_writes_pages_and_winners(tmp_path, monkeypatch):
     assert not (docs / "quality_people.md").exists()
     page = (docs / "ablations.md").read_text()
     assert page.index("### lambda") < page.index("### steps") and "not a table" not in page
+
+
+def test_a_table_that_was_not_measured_again_stays(tmp_path, monkeypatch):
+    output, docs = tmp_path / "output", tmp_path / "docs"
+    (output / "bench-ablations").mkdir(parents=True)
+    docs.mkdir()
+    monkeypatch.setattr(publish, "OUTPUT", output)
+    monkeypatch.setattr(publish, "DOCS", docs)
+    lambdas, steps = (
+        output / "bench-ablations" / "lambda.md",
+        output / "bench-ablations" / "steps.md",
+    )
+    lambdas.write_text("### lambda\n\n| old |\n")
+    steps.write_text("### steps\n\n| old |\n")
+    publish.publish_ablations()
+    lambdas.unlink()
+    steps.write_text("### steps\n\n| new |\n")
+    leak = output / "bench-ablations" / "leak.md"
+    leak.write_text("### leak\n\n| first |\n")
+    publish.publish_ablations()
+    page = (docs / "ablations.md").read_text()
+    assert page.endswith("### lambda\n\n| old |\n\n### leak\n\n| first |\n\n### steps\n\n| new |\n")
+    assert page.count("### steps") == 1
