@@ -104,11 +104,11 @@ def publish_ablations() -> None:
         return
     tables |= measured
     intro = (
-        "Made by `make bench-ablations`: SeFi with everything but one setting at its default, "
-        "means over validation identities and thirty prompts. The last column is how far ID(P) "
-        "is below that of the defaults on the same identities, with its 95 % bootstrap interval. "
-        "With six identities such an interval is too narrow: it holds the true mean 87 times in a "
-        "hundred, with sixteen 92 times."
+        "Made by `make bench-ablations`: SeFi with everything but one setting at the default "
+        "that it had at the table's commit, means over validation identities and thirty "
+        "prompts. The last column is how far ID(P) is below that of the defaults on the same "
+        "identities, with its 95 % bootstrap interval. With six identities such an interval is "
+        "too narrow: it holds the true mean 87 times in a hundred, with sixteen 92 times."
     )
     in_order = [tables[name] for name in TABLES if name in tables]
     _write("ablations.md", ["# Ablations", intro, *in_order])
