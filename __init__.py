@@ -13,9 +13,9 @@ class SeFiExtension(ComfyExtension):
     """What ComfyUI asks the pack for; everything heavy is imported only here."""
 
     async def on_load(self) -> None:
-        from .sefi_core.comfyui import storage
+        from .sefi_core.comfyui import library
 
-        storage.register_model_folder()
+        library.register_model_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import nodes

@@ -28,7 +28,7 @@ from .subjects import VALIDATION_SEED
 
 # isort: split
 from sefi_ide.sefi_core.comfyui.base_model import LEVELS
-from sefi_ide.sefi_core.training import TrainingSettings
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 OUTPUT = REPOSITORY / "output" / "bench-ablations"
 SUBJECTS, PROMPTS, DRAWS = 6, 30, 1

@@ -28,12 +28,13 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.base_model import family_of
-from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
-from sefi_ide.sefi_core.comfyui.train import train_identity
-from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.pictures import pair_photos
-from sefi_ide.sefi_core.training import DEFAULT_TEMPLATES, Step, TrainingSettings
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.learning.loop import Step
+from sefi_ide.sefi_core.learning.photos import pair_photos
+from sefi_ide.sefi_core.learning.settings import DEFAULT_TEMPLATES, TrainingSettings
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import CLIPTextConfig, CLIPTextModel
 

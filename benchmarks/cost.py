@@ -46,7 +46,7 @@ from .plots import plot_growth
 import comfy.model_management
 import comfy.utils
 import torch
-from sefi_ide.sefi_core.captions import AUTO
+from sefi_ide.sefi_core.text.captions import AUTO
 from sefi_ide.tests.comfy import full_shape
 
 logger = logging.getLogger(__name__)

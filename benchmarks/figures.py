@@ -41,10 +41,10 @@ from .subjects import Subject, noise_seeds, prompts
 from .sweep import published_winners
 
 # isort: split
-from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
-from sefi_ide.sefi_core.heatmap import heat_picture
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.attention.heat_maps import heat_picture
+from sefi_ide.sefi_core.comfyui.attention_maps import attention_maps
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.identity.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +88,11 @@ def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iter
     which has an article more.
     """
     ((encoder, rows),) = class_word.items()
-    plain = {encoder: rows.expand_as(identity.keys[encoder])}
-    yield NEITHER, replace(identity, keys=plain, values=plain)
+    plain = {encoder: rows.expand_as(identity.key_vectors[encoder])}
+    yield NEITHER, replace(identity, key_vectors=plain, value_vectors=plain)
     yield "K and V", identity
-    yield "only K", replace(identity, values=plain)
-    yield "only V", replace(identity, keys=plain)
+    yield "only K", replace(identity, value_vectors=plain)
+    yield "only V", replace(identity, key_vectors=plain)
     for stage in reversed(range(identity.stages)):
         kept = {}
         for role in ("keys", "values"):

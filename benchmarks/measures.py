@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import comfy.sample
 import numpy as np
 import torch
-from sefi_ide.sefi_core import losses
-from sefi_ide.sefi_core.comfyui.attention_map import attention_maps
+from sefi_ide.sefi_core.comfyui.attention_maps import attention_maps
+from sefi_ide.sefi_core.learning import losses
 
 from .methods import Learned
 from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world

@@ -11,15 +11,16 @@ import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
-from sefi_ide.sefi_core.comfyui import predictor
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.base_model import family_of
-from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
-from sefi_ide.sefi_core.comfyui.train import train_identity
-from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.pictures import Photo
-from sefi_ide.sefi_core.training import TrainingSettings
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.learning import denoiser as predictor
+from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.identity.file import to_bytes
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.learning.photos import Photo
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 from .lora import apply_lora, train_lora
 from .miniature import MiniSDRuntime
@@ -100,7 +101,7 @@ def learn(
     identity = learn_identity(mini, method, photos, class_word, training)
     seconds = time.monotonic() - started
     learned = with_identity(mini, identity, **strengths)
-    return learned._replace(seconds=seconds, size=len(identity.to_bytes()))
+    return learned._replace(seconds=seconds, size=len(to_bytes(identity)))
 
 
 def with_identity(mini: MiniSDRuntime, identity: Identity, **strengths: float) -> Learned:

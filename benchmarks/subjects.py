@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sefi_ide.sefi_core.pictures import Photo
+from sefi_ide.sefi_core.learning.photos import Photo
 
 from .miniature import render, wishes, world
 

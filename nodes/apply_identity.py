@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..sefi_core.comfyui.apply import apply_identity
-from ..sefi_core.comfyui.encoding import AppliedIdentity
+from ..sefi_core.comfyui.clip.encoder import AppliedIdentity
 from ..sefi_core.errors import raised_by
-from ..sefi_core.identity import Identity
+from ..sefi_core.identity.identity import Identity
 from .types import CATEGORY, SEFI_IDENTITY
 
 DISPLAY_NAME = "SeFi Apply Identity"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..sefi_core.comfyui.attention_map import attention_maps
+from ..sefi_core.attention.heat_maps import heat_picture
+from ..sefi_core.comfyui.attention_maps import attention_maps
 from ..sefi_core.errors import SeFiError, raised_by
-from ..sefi_core.heatmap import heat_picture
 from .types import CATEGORY
 
 

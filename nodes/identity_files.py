@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..sefi_core.comfyui import storage
+from ..sefi_core.comfyui import library
 from ..sefi_core.errors import SeFiError, raised_by
-from ..sefi_core.identity import Identity
-from ..sefi_core.prompts import check_name
+from ..sefi_core.identity.identity import Identity
+from ..sefi_core.text.placeholders import check_name
 from .types import CATEGORY, SEFI_IDENTITY
 
 
@@ -37,7 +37,7 @@ class SeFiSaveIdentity(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "if_exists",
-                    options=list(storage.IF_EXISTS),
+                    options=list(library.IF_EXISTS),
                     default="new number",
                     tooltip=(
                         "What to do when the file exists and holds another identity: save beside "
@@ -57,7 +57,7 @@ class SeFiSaveIdentity(io.ComfyNode):
     def validate_inputs(cls, file_name: str | None = None) -> bool | str:
         """Refuse a bad file name before anything is trained. A linked one is None here."""
         try:
-            storage.check_file_name(file_name or "")
+            library.check_file_name(file_name or "")
         except SeFiError as error:
             return str(error)
         return True
@@ -65,7 +65,7 @@ class SeFiSaveIdentity(io.ComfyNode):
     @classmethod
     def execute(cls, identity: Identity, file_name: str, if_exists: str) -> io.NodeOutput:
         with raised_by("SeFi Save Identity"):
-            path = storage.save_identity(identity, file_name, if_exists)
+            path = library.save_identity(identity, file_name, if_exists)
         return io.NodeOutput(identity, ui=ui.PreviewText(f"{identity.placeholder}: {path}"))
 
 
@@ -83,7 +83,7 @@ class SeFiLoadIdentity(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=storage.identity_files(),
+                    options=library.identity_files(),
                     tooltip="Identity file in models/sefi. Press R to see files that are new.",
                 ),
                 io.String.Input(
@@ -106,7 +106,7 @@ class SeFiLoadIdentity(io.ComfyNode):
         """Check file and name before the graph runs. Linked ones are None here."""
         try:
             if file is not None:
-                storage.find_file(file)
+                library.find_file(file)
             if name:
                 check_name(name)
         except SeFiError as error:
@@ -117,12 +117,12 @@ class SeFiLoadIdentity(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None = None, name: str | None = None) -> object:
         """The file's content, so that a changed file is read again."""
         # A linked file name is not known yet: NaN equals nothing, so the file is read every time.
-        return float("nan") if file is None else storage.fingerprint(file)
+        return float("nan") if file is None else library.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str, name: str = "") -> io.NodeOutput:
         with raised_by("SeFi Load Identity"):
-            identity = storage.load_identity(file)
+            identity = library.load_identity(file)
             if name:
                 identity = identity.renamed(name)
         if identity.thumbnail is None:

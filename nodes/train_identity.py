@@ -6,13 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..sefi_core.captions import AUTO
-from ..sefi_core.comfyui.progress import TrainingProgress
-from ..sefi_core.comfyui.train import train_identity
+from ..sefi_core.comfyui.learning.progress import TrainingProgress
+from ..sefi_core.comfyui.learning.train import train_identity
 from ..sefi_core.errors import raised_by
-from ..sefi_core.parametrisation import PARAMETRISATIONS
-from ..sefi_core.pictures import pair_photos
-from ..sefi_core.training import DTYPES, TrainingSettings
+from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
+from ..sefi_core.learning.photos import pair_photos
+from ..sefi_core.learning.settings import DTYPES, TrainingSettings
+from ..sefi_core.text.captions import AUTO
 from .types import CATEGORY, SEFI_IDENTITY
 
 DISPLAY_NAME = "SeFi Train Identity"

@@ -1,6 +1,6 @@
 """The pack under the name ``sefi_ide``, without running its root ``__init__.py``.
 
-Tests write ``from sefi_ide.sefi_core.identity import Identity``. The repository root
+Tests write ``from sefi_ide.sefi_core.identity.identity import Identity``. The repository root
 never goes on ``sys.path``: the pack's ``nodes`` package would hide ComfyUI's ``nodes.py``.
 """
 

@@ -7,9 +7,9 @@ from comfy.sd import CLIP
 
 from ..errors import SeFiError
 from .base_model import family_of
-from .encoding import AppliedIdentity, apply_to_clip
-from .injection import apply_to_model
-from .text import check_clip, token_widths
+from .clip.encoder import AppliedIdentity, apply_to_clip
+from .clip.tokens import check_clip, token_widths
+from .unet.sampling import apply_to_model
 
 
 def apply_identity(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from ..images import resized
 from .face import Face
 from .regions import outline
 
@@ -42,12 +42,8 @@ def crop(picture: torch.Tensor, square: Square, pixels: int) -> torch.Tensor:
     height, width, _ = picture.shape
     rows = torch.arange(top, top + side).clamp(0, height - 1)
     columns = torch.arange(left, left + side).clamp(0, width - 1)
-    square_picture = picture[rows][:, columns].movedim(-1, 0)[None].float()
-    if side != pixels:
-        square_picture = F.interpolate(
-            square_picture, size=(pixels, pixels), mode="bicubic", antialias=True
-        )
-    return square_picture[0].movedim(0, -1).clamp(0, 1)
+    planes = picture[rows][:, columns].movedim(-1, 0).float()
+    return resized(planes, (pixels, pixels)).movedim(0, -1)
 
 
 def _shifted(start: int, side: int, length: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import SeFiError
-from ..pictures import in_colour
+from ..images import in_colour, pixels_of
 from .crop import crop, head_square, middle_square
 from .face import Detector, choose
 from .regions import region_mask
@@ -68,7 +68,7 @@ def extract_faces(
     masks, crops, crop_masks, count = [], [], [], 0
     for number, picture in enumerate(pictures, start=1):
         name = "the picture" if len(pictures) == 1 else f"picture {number} of the batch"
-        pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        pixels = pixels_of(picture).numpy()
         found = detector.detect(pixels)
         count += len(found)
         if found:

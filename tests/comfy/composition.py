@@ -15,8 +15,8 @@ import comfy.samplers
 import comfy.sd
 import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.oracle import Oracle, Person, Prompt, Region, cfg
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
@@ -87,7 +87,8 @@ def apply(model, clip, identity, strength_k=1.0, strength_v=1.0, start=0.0, end=
 
 
 def person(identity: Identity, **settings) -> Person:
-    return Person(identity.class_word, identity.keys["l"], identity.values["l"], **settings)
+    keys, values = identity.key_vectors["l"], identity.value_vectors["l"]
+    return Person(identity.class_word, keys, values, **settings)
 
 
 def setting(checkpoint: str) -> SimpleNamespace:

@@ -121,14 +121,14 @@ def main() -> None:
     import torch
     from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
     from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
-    from sefi_ide.sefi_core.comfyui import storage
-    from sefi_ide.sefi_core.comfyui.train import train_identity
-    from sefi_ide.sefi_core.pictures import pair_photos
-    from sefi_ide.sefi_core.training import TrainingSettings
+    from sefi_ide.sefi_core.comfyui import library
+    from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+    from sefi_ide.sefi_core.learning.photos import pair_photos
+    from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
     import nodes
 
-    storage.register_model_folder()
+    library.register_model_folder()
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "full.safetensors"

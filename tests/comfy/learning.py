@@ -1,7 +1,7 @@
 """An identity that the shipped miniature has learned in two steps."""
 
 from sefi_ide.benchmarks import methods, subjects
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 
 
 def learned(mini, **overrides) -> Identity:

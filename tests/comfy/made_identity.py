@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 
 
 def make_identity(name="anna", value=1.0, width=768, thumbnail=None) -> Identity:

@@ -18,12 +18,12 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from safetensors.torch import save_file
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
-from sefi_ide.sefi_core.comfyui import attention_map
-from sefi_ide.sefi_core.comfyui.attention_map import Recorder, attention_maps
-from sefi_ide.sefi_core.comfyui.prompt_words import word_columns
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
+from sefi_ide.sefi_core.comfyui import attention_maps as attention_maps_module
+from sefi_ide.sefi_core.comfyui.attention_maps import Recorder, attention_maps
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.words import word_columns
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.oracle import (
     LATENT_SCALE,
     Fixed,
@@ -133,7 +133,7 @@ def test_levels_that_are_not_used():
 
 def test_a_model_without_those_levels(world, monkeypatch):
     model, clip, latent = world
-    monkeypatch.setattr(attention_map, "LEVELS", (64,))
+    monkeypatch.setattr(attention_maps_module, "LEVELS", (64,))
     with pytest.raises(SeFiError, match="no cross-attention at half or a quarter"):
         attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED)
 
@@ -158,7 +158,7 @@ def test_a_placeholder_is_seen_with_the_keys_of_its_stage(world):
     identity = anna(clip)
     applied = SeFiApplyIdentity.execute(model, clip, identity, 1.0, 1.0, 0.0, 1.0).result
     text = "a photo of <anna>, smiling"
-    person = Person("person", identity.keys["l"], identity.values["l"])
+    person = Person("person", identity.key_vectors["l"], identity.value_vectors["l"])
     found = {}
     for timestep in (100, 700):
         maps = attention_maps(*applied, latent, text, ["<anna>"], timestep, SEED).together()

@@ -4,13 +4,14 @@ import comfy.model_management
 import pytest
 import torch
 from sefi_ide.benchmarks.miniature import render, wishes, world
-from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
-from sefi_ide.sefi_core.comfyui.text import class_word_embedding
-from sefi_ide.sefi_core.comfyui.train import train_identity
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.pictures import Photo
-from sefi_ide.sefi_core.training import Batch, TrainingSettings
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.learning.loop import Batch
+from sefi_ide.sefi_core.learning.photos import Photo
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 SIDE = 128
 PEOPLE = (1, 2, 3, 4, 5, 6)
@@ -58,7 +59,7 @@ def test_captions_of_the_user_are_taken_as_they_are(mini):
 def test_captions_change_what_is_learned(mini):
     photos = [photo_of(1, "smiling")]
     plain, said = (
-        train(mini, photos, steps=4, captions=captions).identity.values["l"]
+        train(mini, photos, steps=4, captions=captions).identity.value_vectors["l"]
         for captions in ((), ("smiling",))
     )
     assert not torch.allclose(plain, said)

@@ -14,12 +14,18 @@ import pytest
 import torch
 from comfy_extras import nodes_model_advanced
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
-from sefi_ide.sefi_core.comfyui import encoding
-from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity, identity_encoder
-from sefi_ide.sefi_core.comfyui.payload import CONDITIONING_KEY, REGISTRY, Registry, signed
-from sefi_ide.sefi_core.comfyui.text import PlaceholderToken, class_word_embedding, substitute
+from sefi_ide.sefi_core.comfyui.clip import encoder as encoding
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity, identity_encoder
+from sefi_ide.sefi_core.comfyui.clip.tokens import PlaceholderToken, substitute
+from sefi_ide.sefi_core.comfyui.unet.conditioning import (
+    CONDITIONING_KEY,
+    REGISTRY,
+    Registry,
+    signed,
+)
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.oracle import Person, Prompt, timestep_of, training_sigmas
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
@@ -48,7 +54,7 @@ def identity(word, keys=True, values=True, stages=STAGES, **fields):
     shape = stages, 1, word.shape[-1]
     k, v = (word + 0.1 * torch.randn(shape, generator=generator) * on for on in (keys, values))
     fields = {"name": "anna", "class_word": "person", "family": "sd1", **fields}
-    return Identity(keys={"l": k}, values={"l": v}, **fields)
+    return Identity(key_vectors={"l": k}, value_vectors={"l": v}, **fields)
 
 
 def apply(loaded, identity, k=1.0, v=1.0, start=0.0, end=1.0):
@@ -193,7 +199,8 @@ def test_the_right_stage_at_every_sigma(loaded, word, sampler, scheduler, patch,
     model, clip = apply(loaded, one)
     if patch is not None:
         model = patch(model)  # after Apply: the schedule in force while sampling counts
-    prompt = Prompt(loaded[1], TEXT, {"anna": Person("person", one.keys["l"], one.values["l"])})
+    anna = Person("person", one.key_vectors["l"], one.value_vectors["l"])
+    prompt = Prompt(loaded[1], TEXT, {"anna": anna})
     used = recorded_stages(model, clip, prompt, sampler, scheduler)
     assert len(used) >= 8
     expected = [math.floor(STAGES * timestep_of(sigma, sigmas) / 1000) for sigma, _ in used]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sefi_ide.benchmarks import figures
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 
 from .learning import learned
 
@@ -12,12 +12,15 @@ def test_parts_of_an_identity(mini):
     whole = learned(mini, learning_rate=0.05, stages=5)
     word = figures.class_word_embedding(mini.clip, "person")
     parts = dict(figures.parts_of(whole, word))
-    plain = word["l"].expand_as(whole.keys["l"])
-    assert torch.equal(parts["only K"].keys["l"], whole.keys["l"])
-    assert torch.equal(parts["only K"].values["l"], plain)
-    assert torch.equal(parts["only V"].keys["l"], plain)
+    plain = word["l"].expand_as(whole.key_vectors["l"])
+    assert torch.equal(parts["only K"].key_vectors["l"], whole.key_vectors["l"])
+    assert torch.equal(parts["only K"].value_vectors["l"], plain)
+    assert torch.equal(parts["only V"].key_vectors["l"], plain)
     noisiest = parts["stage 1 of 5"]
-    for vectors, own in ((noisiest.keys, whole.keys), (noisiest.values, whole.values)):
+    for vectors, own in (
+        (noisiest.key_vectors, whole.key_vectors),
+        (noisiest.value_vectors, whole.value_vectors),
+    ):
         assert torch.equal(vectors["l"][4], own["l"][4])
         assert torch.equal(vectors["l"][:4], plain[:4])
 
@@ -28,7 +31,10 @@ def test_parts_keep_what_their_title_says():
     keys, values = torch.rand(3, 1, 4), torch.rand(3, 1, 4)
     learned = Identity("anna", "person", "sd1", {"l": keys}, {"l": values})
     kept = {
-        title: tuple((rows["l"] != word).all(2)[:, 0].tolist() for rows in (part.keys, part.values))
+        title: tuple(
+            (rows["l"] != word).all(2)[:, 0].tolist()
+            for rows in (part.key_vectors, part.value_vectors)
+        )
         for title, part in figures.parts_of(learned, {"l": word})
     }
     none, everything = [False] * 3, [True] * 3

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from sefi_ide.sefi_core.comfyui import storage
+from sefi_ide.sefi_core.comfyui import library
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import read_identity
+from sefi_ide.sefi_core.identity.file import read_identity
 from sefi_ide.tools.comfyui import comfyui_path
 
 from .made_identity import files_in, make_identity
@@ -19,9 +19,9 @@ sys.path.insert(0, {comfyui!r})
 package = sys.modules["sefi_ide"] = types.ModuleType("sefi_ide")
 package.__path__ = [{repository!r}]
 import folder_paths, torch
-from sefi_ide.sefi_core.comfyui import storage
+from sefi_ide.sefi_core.comfyui import library
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 folder_paths.folder_names_and_paths["sefi"] = ([sys.argv[1]], {{".safetensors"}})
 
 def make_identity(value, width=768):
@@ -30,7 +30,7 @@ def make_identity(value, width=768):
 
 def attempt(value, **settings):
     try:
-        storage.save_identity(make_identity(value), **settings)
+        library.save_identity(make_identity(value), **settings)
     except SeFiError as error:
         print(error)
 """
@@ -59,7 +59,7 @@ class TestDiskTrouble:
     """In processes of their own, where the operating system really refuses."""
 
     def test_a_write_that_is_cut_short_harms_nothing(self, folder):
-        path = storage.save_identity(make_identity(value=1))
+        path = library.save_identity(make_identity(value=1))
         script = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -71,7 +71,7 @@ for if_exists in ("new number", "overwrite"):
         for line in lines:
             assert str(path) in line and "free some space on the disk; it is not lost" in line
         assert files_in(folder) == ["anna.safetensors"]
-        assert read_identity(path).keys["l"][0, 0, 0] == 1
+        assert read_identity(path).key_vectors["l"][0, 0, 0] == 1
 
     def test_a_full_disk_harms_nothing(self, folder):
         script = """
@@ -80,7 +80,7 @@ attempt(1)                         # 32 KB: fits once into the 60 KB of the disk
 for if_exists in ("new number", "overwrite"):
     attempt(2, if_exists=if_exists)
 print(sorted(os.listdir(sys.argv[1])))
-print(storage.load_identity("anna.safetensors").keys["l"].unique().tolist())
+print(library.load_identity("anna.safetensors").key_vectors["l"].unique().tolist())
 """
         folder.mkdir(parents=True)
         mount = f'mount -t tmpfs -o size=60k tmpfs "{folder}" && exec "$@"'
@@ -98,7 +98,7 @@ print(storage.load_identity("anna.safetensors").keys["l"].unique().tolist())
         assert (names, values) == ("['anna.safetensors']", "[1.0]")
 
     def test_an_unwritable_folder(self, folder, tmp_path):
-        path = storage.save_identity(make_identity(value=1))
+        path = library.save_identity(make_identity(value=1))
         for place in (tmp_path, *tmp_path.parents[:2]):
             place.chmod(0o755)  # pytest's folders are private, and the user changes below
         folder.chmod(0o555)
@@ -118,20 +118,20 @@ attempt(1)                         # is there already: nothing to write
         ] == lines
         assert len(lines) == 3
         assert files_in(folder) == ["anna.safetensors"]
-        assert read_identity(path).keys["l"][0, 0, 0] == 1
+        assert read_identity(path).key_vectors["l"][0, 0, 0] == 1
 
     def test_a_file_in_place_of_the_folder(self, folder):
         folder.parent.mkdir()
         folder.write_bytes(b"precious")
         for name in ("", "people/anna"):
             with pytest.raises(SeFiError, match="move away the file or folder"):
-                storage.save_identity(make_identity(), name)
+                library.save_identity(make_identity(), name)
         assert folder.read_bytes() == b"precious"
 
     def test_a_folder_in_place_of_the_file(self, folder):
         (folder / "anna.safetensors").mkdir(parents=True)
         with pytest.raises(SeFiError, match="move away the file or folder"):
-            storage.save_identity(make_identity(), if_exists="overwrite")
+            library.save_identity(make_identity(), if_exists="overwrite")
         assert files_in(folder) == ["anna.safetensors"]
 
 
@@ -149,6 +149,6 @@ for number in range(8):
         process.stdin.write("go\n")
         process.stdin.flush()
     assert [finish(process) for process in processes] == ["", "", ""]
-    values = [read_identity(path).keys["l"][0, 0, 0].item() for path in folder.iterdir()]
+    values = [read_identity(path).key_vectors["l"][0, 0, 0].item() for path in folder.iterdir()]
     expected = [*range(8), *(100 * who + number for who in (1, 2, 3) for number in range(8))]
     assert sorted(values) == sorted(expected)

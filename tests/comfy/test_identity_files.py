@@ -7,9 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
-from sefi_ide.sefi_core.comfyui import storage
+from sefi_ide.sefi_core.comfyui import library
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import read_identity
+from sefi_ide.sefi_core.identity.file import read_identity
 
 from .made_identity import files_in, make_identity
 
@@ -18,7 +18,7 @@ class TestFolder:
     def test_registered_beside_the_folders_of_the_user(self, monkeypatch):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, "sefi", (["/users/own"], set()))
         for _ in range(2):
-            storage.register_model_folder()
+            library.register_model_folder()
         paths, extensions = folder_paths.folder_names_and_paths["sefi"]
         assert paths == ["/users/own", os.path.join(folder_paths.models_dir, "sefi")]
         assert extensions == {".safetensors"}
@@ -26,17 +26,17 @@ class TestFolder:
     def test_registered_where_there_is_none(self, monkeypatch):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, "sefi", None)
         monkeypatch.delitem(folder_paths.folder_names_and_paths, "sefi")
-        storage.register_model_folder()
+        library.register_model_folder()
         default = os.path.join(folder_paths.models_dir, "sefi")
         assert folder_paths.folder_names_and_paths["sefi"] == ([default], {".safetensors"})
 
     def test_only_identity_files_are_listed(self, folder):
-        assert storage.identity_files() == []
-        storage.save_identity(make_identity(), "people/anna")
-        storage.save_identity(make_identity("bob"))
+        assert library.identity_files() == []
+        library.save_identity(make_identity(), "people/anna")
+        library.save_identity(make_identity("bob"))
         (folder / "notes.txt").touch()
         (folder / ".leftover.tmp").touch()
-        assert storage.identity_files() == [
+        assert library.identity_files() == [
             "bob.safetensors",
             os.path.join("people", "anna.safetensors"),
         ]
@@ -45,53 +45,53 @@ class TestFolder:
 class TestSave:
     def test_under_its_own_name_and_whole(self, folder):
         identity = make_identity()
-        path = storage.save_identity(identity)
+        path = library.save_identity(identity)
         assert path == folder / "anna.safetensors"
         assert read_identity(path).same_content(identity)
         assert files_in(folder) == ["anna.safetensors"]
 
     @pytest.mark.parametrize("name", ["people/anna", "people\\anna", "people/anna.safetensors"])
     def test_into_a_subfolder(self, folder, name):
-        storage.save_identity(make_identity(), name)
+        library.save_identity(make_identity(), name)
         assert files_in(folder) == ["people", "people/anna.safetensors"]
 
     def test_the_file_has_the_usual_permissions(self, folder):
-        path = storage.save_identity(make_identity())
+        path = library.save_identity(make_identity())
         (folder / "other").touch()
         assert path.stat().st_mode == (folder / "other").stat().st_mode
 
     def test_another_identity_gets_a_number_and_the_same_one_is_kept(self, folder):
         for value, expected in [(1, ""), (2, "_2"), (1, ""), (2, "_2"), (3, "_3"), (3, "_3")]:
-            path = storage.save_identity(make_identity(value=value))
+            path = library.save_identity(make_identity(value=value))
             assert path.name == f"anna{expected}.safetensors"
-            assert read_identity(path).keys["l"][0, 0, 0] == value
+            assert read_identity(path).key_vectors["l"][0, 0, 0] == value
         assert len(files_in(folder)) == 3
 
     def test_a_damaged_or_foreign_file_is_not_overwritten_either(self, folder):
         folder.mkdir(parents=True)
         (folder / "anna.safetensors").write_bytes(b"half an identi")
         (folder / "anna_2.safetensors").mkdir()
-        assert storage.save_identity(make_identity()).name == "anna_3.safetensors"
+        assert library.save_identity(make_identity()).name == "anna_3.safetensors"
         assert (folder / "anna.safetensors").read_bytes() == b"half an identi"
 
     def test_overwrite_when_asked(self, folder):
         for value in (1, 2):
-            path = storage.save_identity(make_identity(value=value), if_exists="overwrite")
-        assert read_identity(path).keys["l"][0, 0, 0] == 2
+            path = library.save_identity(make_identity(value=value), if_exists="overwrite")
+        assert read_identity(path).key_vectors["l"][0, 0, 0] == 2
         assert files_in(folder) == ["anna.safetensors"]
 
     def test_the_same_content_is_not_written_again(self, folder):
-        for if_exists in storage.IF_EXISTS:
-            path = storage.save_identity(make_identity(), if_exists=if_exists)
+        for if_exists in library.IF_EXISTS:
+            path = library.save_identity(make_identity(), if_exists=if_exists)
             os.utime(path, (1, 1))
-            assert storage.save_identity(make_identity(), if_exists=if_exists) == path
+            assert library.save_identity(make_identity(), if_exists=if_exists) == path
             assert path.stat().st_mtime == 1
 
     def test_error_when_asked(self, folder):
-        path = storage.save_identity(make_identity(value=1))
+        path = library.save_identity(make_identity(value=1))
         with pytest.raises(SeFiError, match="exists already .*: give another file name"):
-            storage.save_identity(make_identity(value=2), if_exists="error")
-        assert read_identity(path).keys["l"][0, 0, 0] == 1
+            library.save_identity(make_identity(value=2), if_exists="error")
+        assert read_identity(path).key_vectors["l"][0, 0, 0] == 1
         assert files_in(folder) == ["anna.safetensors"]
 
     def test_without_hard_links(self, folder, monkeypatch):
@@ -100,16 +100,16 @@ class TestSave:
 
         monkeypatch.setattr(os, "link", no_links)  # as on exFAT and many network drives
         for value in (1, 2):
-            storage.save_identity(make_identity(value=value))
+            library.save_identity(make_identity(value=value))
         assert files_in(folder) == ["anna.safetensors", "anna_2.safetensors"]
-        assert read_identity(folder / "anna.safetensors").keys["l"][0, 0, 0] == 1
+        assert read_identity(folder / "anna.safetensors").key_vectors["l"][0, 0, 0] == 1
 
         def full(*_):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
         with pytest.raises(SeFiError, match="free some space"):
-            storage.save_identity(make_identity(value=3))
+            library.save_identity(make_identity(value=3))
         assert files_in(folder) == ["anna.safetensors", "anna_2.safetensors"]
 
 
@@ -125,9 +125,9 @@ class TestNames:
         ],
     )  # fmt: skip
     def test_refused(self, folder, tmp_path, name):
-        for if_exists in storage.IF_EXISTS:
+        for if_exists in library.IF_EXISTS:
             with pytest.raises(SeFiError, match="is refused.*: give a "):
-                storage.save_identity(make_identity(), name, if_exists)
+                library.save_identity(make_identity(), name, if_exists)
         assert files_in(tmp_path) == []
 
     def test_a_link_out_of_the_folder_is_refused(self, folder, tmp_path):
@@ -136,19 +136,19 @@ class TestNames:
         (folder / "link").symlink_to(tmp_path / "elsewhere")
         (folder / "loop").symlink_to("loop")
         with pytest.raises(SeFiError, match="link leads out"):
-            storage.save_identity(make_identity(), "link/anna")
+            library.save_identity(make_identity(), "link/anna")
         with pytest.raises(SeFiError, match="link leads out"):
-            storage.save_identity(make_identity(), "link/deeper/anna")
+            library.save_identity(make_identity(), "link/deeper/anna")
         with pytest.raises(SeFiError):
-            storage.save_identity(make_identity(), "loop/anna")
+            library.save_identity(make_identity(), "loop/anna")
         assert files_in(tmp_path / "elsewhere") == []
 
     def test_a_linked_file_is_replaced_and_its_target_left_alone(self, folder, tmp_path):
         folder.mkdir(parents=True)
         (tmp_path / "elsewhere").write_bytes(b"precious")
         (folder / "anna.safetensors").symlink_to(tmp_path / "elsewhere")
-        assert storage.save_identity(make_identity()).name == "anna_2.safetensors"
-        storage.save_identity(make_identity(), if_exists="overwrite")
+        assert library.save_identity(make_identity()).name == "anna_2.safetensors"
+        library.save_identity(make_identity(), if_exists="overwrite")
         assert (tmp_path / "elsewhere").read_bytes() == b"precious"
         assert read_identity(folder / "anna.safetensors").name == "anna"
 
@@ -156,33 +156,33 @@ class TestNames:
         (tmp_path / "big_disk").mkdir()
         folder.parent.mkdir()
         folder.symlink_to(tmp_path / "big_disk")
-        storage.save_identity(make_identity(), "people/anna")
+        library.save_identity(make_identity(), "people/anna")
         assert files_in(tmp_path / "big_disk") == ["people", "people/anna.safetensors"]
-        assert storage.load_identity("people/anna.safetensors").name == "anna"
+        assert library.load_identity("people/anna.safetensors").name == "anna"
 
 
 class TestLoad:
     def test_foreign_names_do_not_leave_the_folder(self, folder, tmp_path):
-        path = storage.save_identity(make_identity())
+        path = library.save_identity(make_identity())
         outside = path.rename(tmp_path / "anna.safetensors")
         for name in ("../../anna.safetensors", str(outside), "C:\\anna.safetensors", "..\\x"):
             with pytest.raises(SeFiError, match="refused"):
-                storage.load_identity(name)
+                library.load_identity(name)
         for name in ("anna.safetensors", "anna\0.safetensors", "people"):
             with pytest.raises(SeFiError, match="is not in .* press R"):
-                storage.load_identity(name)
+                library.load_identity(name)
         with pytest.raises(SeFiError, match="no identity file to load: train"):
-            storage.load_identity("")
+            library.load_identity("")
 
     def test_workflows_from_windows(self, folder):
-        storage.save_identity(make_identity(), "people/anna")
-        assert storage.load_identity("people\\anna.safetensors").name == "anna"
+        library.save_identity(make_identity(), "people/anna")
+        assert library.load_identity("people\\anna.safetensors").name == "anna"
 
     def test_files_from_elsewhere_with_unusual_names(self, folder):
-        path = storage.save_identity(make_identity())
+        path = library.save_identity(make_identity())
         path.rename(folder / "Anna from mum (2) .SAFETENSORS")
-        (file,) = storage.identity_files()
-        assert storage.load_identity(file).name == "anna"
+        (file,) = library.identity_files()
+        assert library.load_identity(file).name == "anna"
 
     def test_errors_name_the_node_and_the_file(self, folder):
         folder.mkdir(parents=True)

@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.types import SEFI_IDENTITY
-from sefi_ide.sefi_core.comfyui import storage
+from sefi_ide.sefi_core.comfyui import library
 
 from .made_identity import make_identity
 
@@ -50,7 +50,7 @@ class IdentitySink(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity):
-        IdentitySink.arrived.append((identity.name, identity.keys["l"][0, 0, 0].item()))
+        IdentitySink.arrived.append((identity.name, identity.key_vectors["l"][0, 0, 0].item()))
         return io.NodeOutput()
 
 
@@ -104,7 +104,7 @@ class TestInTheGraph:
         assert list(shown["2"]["text"]) == [f"<anna>: {folder / 'anna.safetensors'}"]
 
     def test_a_changed_file_is_read_again_and_only_then(self, folder, queue):
-        storage.save_identity(make_identity(value=1))
+        library.save_identity(make_identity(value=1))
         graph = {
             "1": ("SeFiLoadIdentity", {"file": "anna.safetensors", "name": ""}),
             "2": ("TestIdentitySink", {"identity": ["1", 0]}),
@@ -112,14 +112,14 @@ class TestInTheGraph:
         queue(graph)
         queue(graph)
         assert IdentitySink.arrived == [("anna", 1.0)]
-        path = storage.save_identity(make_identity(value=2), if_exists="overwrite")
+        path = library.save_identity(make_identity(value=2), if_exists="overwrite")
         os.utime(path, (1, 1))
         queue(graph)
         assert IdentitySink.arrived == [("anna", 1.0), ("anna", 2.0)]
 
     def test_two_files_with_one_name_can_be_told_apart(self, folder, queue):
         for value in (1, 2):
-            storage.save_identity(make_identity(value=value))
+            library.save_identity(make_identity(value=value))
         graph = {
             "1": ("SeFiLoadIdentity", {"file": "anna.safetensors", "name": "anna_one"}),
             "2": ("SeFiLoadIdentity", {"file": "anna_2.safetensors"}),
@@ -131,7 +131,7 @@ class TestInTheGraph:
 
     def test_a_loaded_identity_shows_its_face(self, folder, queue):
         thumbnail = torch.full((8, 6, 3), 7, dtype=torch.uint8)
-        storage.save_identity(make_identity(thumbnail=thumbnail))
+        library.save_identity(make_identity(thumbnail=thumbnail))
         graph = {
             "1": ("SeFiLoadIdentity", {"file": "anna.safetensors"}),
             "2": ("TestIdentitySink", {"identity": ["1", 0]}),
@@ -148,7 +148,7 @@ class TestInTheGraph:
         ],
     )
     def test_bad_inputs_are_refused_before_anything_runs(self, folder, queue, inputs, remedy):
-        storage.save_identity(make_identity("bob"))
+        library.save_identity(make_identity("bob"))
         graph = {
             "1": ("SeFiLoadIdentity", inputs),
             "2": ("TestIdentitySink", {"identity": ["1", 0]}),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from sefi_ide.benchmarks import lora, measures, methods, subjects
-from sefi_ide.sefi_core.training import TrainingSettings
+from sefi_ide.sefi_core.identity.file import to_bytes
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 from .learning import learned
 
@@ -38,10 +39,10 @@ def test_methods_are_what_their_titles_say(mini, monkeypatch, method, stages, sp
     for name in ("attention_weight", "leak_weight", "background_weight", "captions"):
         wanted = settings.get(name, getattr(TrainingSettings(), name))
         assert getattr(used[0], name) == wanted
-    assert identity.keys["l"].shape[0] == stages
-    assert torch.equal(identity.keys["l"], identity.values["l"]) is not split
+    assert identity.key_vectors["l"].shape[0] == stages
+    assert torch.equal(identity.key_vectors["l"], identity.value_vectors["l"]) is not split
     learned = methods.learn(mini, method, photos, "person", {"steps": 2})
-    assert learned.seconds > 0 and learned.size == pytest.approx(len(identity.to_bytes()), rel=0.02)
+    assert learned.seconds > 0 and learned.size == pytest.approx(len(to_bytes(identity)), rel=0.02)
 
 
 def test_the_lora_is_trained_as_it_was_asked_and_then_applied(mini, monkeypatch):

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from sefi_ide.sefi_core.comfyui.text import (
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.tokens import (
     PlaceholderToken,
-    class_word_embedding,
     class_word_ids,
     encoder_names,
     placeholder_ids,
@@ -16,7 +16,7 @@ from sefi_ide.sefi_core.comfyui.text import (
     token_widths,
     with_placeholders,
 )
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 
 import nodes
 

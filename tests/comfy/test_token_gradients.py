@@ -9,12 +9,12 @@ from __future__ import annotations
 import comfy.sd1_clip
 import pytest
 import torch
-from sefi_ide.sefi_core.comfyui import predictor as predictor_module
-from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
-from sefi_ide.sefi_core.comfyui.trainable import differentiable
-from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.losses import attention_loss, leak, noise_loss
-from sefi_ide.sefi_core.training import Batch, Prediction
+from sefi_ide.sefi_core.comfyui.learning import denoiser as predictor_module
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.learning.loop import Batch, Prediction
+from sefi_ide.sefi_core.learning.losses import attention_loss, leak, noise_loss
 
 from . import random_checkpoint
 

@@ -16,9 +16,10 @@ from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
-from sefi_ide.sefi_core.comfyui.encoding import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import Identity, read_identity
+from sefi_ide.sefi_core.identity.file import read_identity, to_bytes
+from sefi_ide.sefi_core.identity.identity import Identity
 
 import nodes as comfy_nodes
 
@@ -82,13 +83,14 @@ def test_the_outputs(trained):
     assert report.min() >= 0 and report.max() <= 1 and report.std() > 0.05
     assert identity.training["steps"] == 10 and identity.training["seed"] == 11
     assert identity.thumbnail is not None
-    assert len(identity.to_bytes()) < 60_000
+    assert len(to_bytes(identity)) < 60_000
 
 
 def test_every_stage_of_k_and_v_was_trained(models, trained):
     start = run(models, steps=1, learning_rate=1e-6)[0]
-    for part, before in ((trained[0].keys, start.keys), (trained[0].values, start.values)):
-        changes = (part["l"] - before["l"]).flatten(1).norm(dim=1)
+    for role in ("key_vectors", "value_vectors"):
+        part, before = (getattr(one, role)["l"] for one in (trained[0], start))
+        changes = (part - before).flatten(1).norm(dim=1)
         assert (changes > 1e-3).all()
 
 
@@ -117,7 +119,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(models):
     assert mean[2] < mean[1] < mean[0]
     assert losses["loss"][0] == still[0] != resumed["loss"][0]
     kept = run(models, identity=first, steps=1, learning_rate=1e-6)[0]
-    torch.testing.assert_close(kept.keys["l"], first.keys["l"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(kept.key_vectors["l"], first.key_vectors["l"], rtol=0, atol=1e-5)
 
 
 def test_photos_as_a_list_of_sizes_with_masks_and_class_words_of_several_tokens(models):
@@ -135,7 +137,7 @@ def test_photos_as_a_list_of_sizes_with_masks_and_class_words_of_several_tokens(
         gradient_checkpointing=True,
         templates="a photo of <name>\n\n  <name> at the beach  \n",
     )
-    assert identity.keys["l"].shape == (3, 3, WIDTH)
+    assert identity.key_vectors["l"].shape == (3, 3, WIDTH)
     assert identity.class_word == "very old person"
     assert all(loss == loss for loss in losses["loss"])
 
@@ -172,7 +174,7 @@ def test_a_list_of_captions_has_one_for_each_photo(models):
 def test_the_identity_goes_through_a_file_into_a_picture(models, trained, tmp_path):
     model, clip, vae = models
     path = tmp_path / "anna.safetensors"
-    path.write_bytes(trained[0].to_bytes())
+    path.write_bytes(to_bytes(trained[0]))
     identity = read_identity(path)
     assert identity.same_content(trained[0])
     with torch.inference_mode():

@@ -6,10 +6,10 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.sd import CLIP
-from sefi_ide.sefi_core.comfyui.train import train_identity
-from sefi_ide.sefi_core.comfyui.trainable import differentiable
-from sefi_ide.sefi_core.pictures import pair_photos
-from sefi_ide.sefi_core.training import TrainingSettings
+from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
+from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.learning.photos import pair_photos
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 from .training_runs import photo_and_mask, run, same, with_lora
 

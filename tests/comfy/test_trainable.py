@@ -12,13 +12,14 @@ import comfy.utils
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sefi_ide.sefi_core.comfyui.predictor import ComfyPredictor
-from sefi_ide.sefi_core.comfyui.train import train_identity
-from sefi_ide.sefi_core.comfyui.trainable import differentiable
-from sefi_ide.sefi_core.identity import Identity
-from sefi_ide.sefi_core.losses import attention_loss, leak, noise_loss
-from sefi_ide.sefi_core.pictures import pair_photos
-from sefi_ide.sefi_core.training import Batch, TrainingSettings
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
+from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.learning.loop import Batch
+from sefi_ide.sefi_core.learning.losses import attention_loss, leak, noise_loss
+from sefi_ide.sefi_core.learning.photos import pair_photos
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 from . import random_checkpoint
 from .training_runs import run, same, with_lora
@@ -57,7 +58,7 @@ def vectors(requires_grad: bool = True):
     start = identity(seed=5)
     return tuple(
         {"l": part["l"].clone().requires_grad_(requires_grad)}
-        for part in (start.keys, start.values)
+        for part in (start.key_vectors, start.value_vectors)
     )
 
 
@@ -283,7 +284,7 @@ def test_with_the_class_words_own_vectors_both_maps_are_equal(mini_sd):
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.no_grad():
         predict = predictor(model, clip)
-        from sefi_ide.sefi_core.comfyui.text import class_word_embedding
+        from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 
         rows = class_word_embedding(clip, "person")["l"]
         same = {"l": rows.expand(5, -1, -1)}

@@ -7,7 +7,7 @@ import comfy.sd
 import torch
 from comfy_api.latest import io
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
-from sefi_ide.sefi_core.identity import Identity
+from sefi_ide.sefi_core.identity.identity import Identity
 
 from . import random_checkpoint
 
@@ -61,7 +61,8 @@ def run(models, photos=None, masks=None, **changes):
 
 def same(one: Identity, other: Identity) -> bool:
     return all(
-        torch.equal(a["l"], b["l"]) for a, b in ((one.keys, other.keys), (one.values, other.values))
+        torch.equal(getattr(one, role)["l"], getattr(other, role)["l"])
+        for role in ("key_vectors", "value_vectors")
     )
 
 

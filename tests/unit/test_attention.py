@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sefi_ide.sefi_core.attention import attend, attention_probabilities
+from sefi_ide.sefi_core.attention.maps import attend, attention_probabilities
 
 BATCH, HEADS, WIDTH, PIXELS, TOKENS = 2, 4, 8, 9, 7
 

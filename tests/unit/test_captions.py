@@ -1,8 +1,8 @@
 """Captions: one for each photo, clear words when they do not fit, and the phrase that fits best."""
 
 import pytest
-from sefi_ide.sefi_core.captions import LEAST_GAIN, best_phrase, check_captions, with_caption
 from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.text.captions import LEAST_GAIN, best_phrase, check_captions, with_caption
 
 
 @pytest.mark.parametrize(

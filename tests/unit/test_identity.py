@@ -8,14 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from sefi_ide.sefi_core import identity as identity_module
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.identity import (
-    MAX_THUMBNAIL_SIDE,
-    Identity,
-    read_identity,
-    thumbnail_of,
-)
+from sefi_ide.sefi_core.identity import file as identity_file
+from sefi_ide.sefi_core.identity.file import read_identity, to_bytes
+from sefi_ide.sefi_core.identity.identity import MAX_THUMBNAIL_SIDE, Identity, thumbnail_of
 
 
 def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identity:
@@ -31,8 +27,8 @@ def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identi
         "name": "anna",
         "class_word": "person",
         "family": "sd1",
-        "keys": embeddings(),
-        "values": embeddings(),
+        "key_vectors": embeddings(),
+        "value_vectors": embeddings(),
         "training": {"steps": 200, "learning_rate": 5e-3, "templates": ["a photo of <name>"]},
         "thumbnail": torch.randint(0, 256, (64, 48, 3), generator=generator, dtype=torch.uint8),
     }
@@ -55,13 +51,13 @@ def write(tmp_path):
 
 def parts_of(identity: Identity):
     """Tensors and metadata of its file, to be tampered with."""
-    tensors = safetensors.torch.load(identity.to_bytes())
-    return tensors, identity_module._metadata(identity)
+    tensors = safetensors.torch.load(to_bytes(identity))
+    return tensors, identity_file._metadata(identity)
 
 
 def sealed(tensors, metadata):
     """With a checksum that is right, so that only the other checks can object."""
-    checksum = identity_module._checksum(metadata, tensors)
+    checksum = identity_file._checksum(metadata, tensors)
     return safetensors.torch.save(tensors, metadata | {"checksum": checksum})
 
 
@@ -85,10 +81,10 @@ class TestRoundTrip:
     )
     def test_what_is_written_is_read(self, write, changes):
         identity = make_identity(**changes)
-        loaded = read_identity(write(identity.to_bytes()))
+        loaded = read_identity(write(to_bytes(identity)))
         for field in ("name", "class_word", "family", "training", "widths", "stages", "vectors"):
             assert getattr(loaded, field) == getattr(identity, field)
-        for role in ("keys", "values"):
+        for role in ("key_vectors", "value_vectors"):
             ours, theirs = getattr(identity, role), getattr(loaded, role)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[encoder], theirs[encoder]) for encoder in ours)
@@ -97,7 +93,7 @@ class TestRoundTrip:
         assert loaded.same_content(identity)
 
     def test_the_file_is_small_and_says_what_it_is(self, write):
-        content = make_identity().to_bytes()
+        content = to_bytes(make_identity())
         assert len(content) < 50_000
         with safe_open(write(content), framework="np") as file:
             metadata = file.metadata()
@@ -111,21 +107,21 @@ class TestRoundTrip:
     def test_identities_made_in_inference_mode_can_be_trained_on(self, write):
         with torch.inference_mode():
             made = make_identity(widths={"l": 8})
-            loaded = read_identity(write(made.to_bytes()))
+            loaded = read_identity(write(to_bytes(made)))
             renamed = loaded.renamed("bob")
         for identity in (made, loaded, renamed):
-            key = identity.keys["l"].requires_grad_()
+            key = identity.key_vectors["l"].requires_grad_()
             (key**2).sum().backward()
             assert key.grad is not None
 
     def test_tensors_are_copies_in_float32(self):
         source = torch.ones(5, 2, 8, dtype=torch.float16, requires_grad=True)
-        identity = make_identity(keys={"l": source}, values={"l": source})
+        identity = make_identity(key_vectors={"l": source}, value_vectors={"l": source})
         with torch.no_grad():
             source += 1
-        assert identity.keys["l"].dtype == torch.float32
-        assert identity.keys["l"].unique().tolist() == [1.0]
-        assert not identity.keys["l"].requires_grad
+        assert identity.key_vectors["l"].dtype == torch.float32
+        assert identity.key_vectors["l"].unique().tolist() == [1.0]
+        assert not identity.key_vectors["l"].requires_grad
 
     def test_renamed_keeps_everything_else(self):
         identity = make_identity()
@@ -143,14 +139,14 @@ class TestRoundTrip:
     def test_every_difference_is_a_difference_of_content(self):
         identity = make_identity()
         assert identity.same_content(make_identity())
-        changed = {"l": identity.keys["l"].clone()}
+        changed = {"l": identity.key_vectors["l"].clone()}
         changed["l"][4, 0, 767] += 1e-5
         for changes in (
             {"name": "bob"},
             {"class_word": "cat"},
             {"family": "sd2"},
-            {"keys": changed},
-            {"values": changed},
+            {"key_vectors": changed},
+            {"value_vectors": changed},
             {"training": {}},
             {"thumbnail": None},
             {"thumbnail": identity.thumbnail ^ 1},
@@ -160,7 +156,7 @@ class TestRoundTrip:
 
 class TestDamage:
     def test_no_flipped_bit_goes_unseen(self, write):
-        content = make_identity(widths={"l": 24}).to_bytes()
+        content = to_bytes(make_identity(widths={"l": 24}))
         header = 8 + int.from_bytes(content[:8], "little")
         positions = list(range(header * 8))  # every bit of the header: metadata, names, shapes
         positions += random.Random(0).sample(range(header * 8, len(content) * 8), 400)
@@ -176,7 +172,7 @@ class TestDamage:
         assert read_identity(path).name == "anna"
 
     def test_no_truncation_goes_unseen(self, write):
-        content = make_identity(widths={"l": 24}).to_bytes()
+        content = to_bytes(make_identity(widths={"l": 24}))
         path = write(content)
         for length in [0, 1, 7, 8, 9, *random.Random(0).sample(range(len(content)), 100)]:
             path.write_bytes(content[:length])
@@ -186,7 +182,7 @@ class TestDamage:
 
     def test_appended_bytes_are_seen(self, write):
         with pytest.raises(SeFiError, match="damaged"):
-            read_identity(write(make_identity().to_bytes() + b"\0"))
+            read_identity(write(to_bytes(make_identity()) + b"\0"))
 
     @pytest.mark.parametrize("content", [b"PK\3\4" + b"x" * 500, b"<html>" * 90, b"\0" * 4096])
     def test_other_file_formats(self, write, content):

@@ -81,6 +81,6 @@ def test_no_print_no_pickle_no_network(source):
 
 def test_the_rules_look_at_the_right_files():
     names = {str(path) for path in PACK_FILES}
-    assert {"__init__.py", "nodes/__init__.py", "sefi_core/identity.py"} <= names
+    assert {"__init__.py", "nodes/__init__.py", "sefi_core/identity/identity.py"} <= names
     assert {"comfy", "folder_paths", "nodes", "comfy_api", "server"} <= COMFYUI_MODULES
     assert not COMFYUI_MODULES & set(sys.stdlib_module_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sefi_ide.sefi_core.losses import MapPair, attention_loss, leak, noise_loss
+from sefi_ide.sefi_core.learning.losses import MapPair, attention_loss, leak, noise_loss
 
 GRID = 32 * 32
 TOKENS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sefi_ide.sefi_core.parametrisation import PARAMETRISATIONS, build_parametrisation
+from sefi_ide.sefi_core.learning.parametrisation import PARAMETRISATIONS, build_parametrisation
 
 STAGES, VECTORS = 3, 2
 WIDTHS = {"g": 80, "l": 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.pictures import pair_photos, training_pictures
+from sefi_ide.sefi_core.learning.photos import pair_photos, training_pictures
 
 
 def photo_with_face(

@@ -1,6 +1,6 @@
 import pytest
 from sefi_ide.sefi_core.errors import SeFiError, raised_by
-from sefi_ide.sefi_core.prompts import (
+from sefi_ide.sefi_core.text.placeholders import (
     check_class_word,
     check_name,
     expand_template,

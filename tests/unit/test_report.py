@@ -1,6 +1,6 @@
 import torch
-from sefi_ide.sefi_core.report import PANEL, training_report
-from sefi_ide.sefi_core.training import Step
+from sefi_ide.sefi_core.learning.loop import Step
+from sefi_ide.sefi_core.learning.report import PANEL, training_report
 
 
 def report(caption: str = "") -> torch.Tensor:

@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 import torch
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.losses import MapPair
-from sefi_ide.sefi_core.parametrisation import build_parametrisation
+from sefi_ide.sefi_core.learning.loop import Prediction, optimise, smoothed
+from sefi_ide.sefi_core.learning.losses import MapPair
+from sefi_ide.sefi_core.learning.parametrisation import build_parametrisation
+from sefi_ide.sefi_core.learning.settings import TrainingSettings
 from sefi_ide.sefi_core.stages import stage_of_timestep
-from sefi_ide.sefi_core.training import Prediction, TrainingSettings, optimise, smoothed
 
 WIDTH, STAGES = 4, 5
 

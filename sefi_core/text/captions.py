@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .errors import SeFiError
+from ..errors import SeFiError
 
 AUTO = "auto"
 """Stands for the expression that the model itself sees in the photo."""

@@ -14,17 +14,17 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..attention import attend, attention_probabilities, key_probabilities
-from ..captions import with_caption
-from ..errors import SeFiError
-from ..identity import Identity
-from ..losses import MapPair
-from ..parametrisation import Vectors
-from ..prompts import expand_template
-from ..stages import stage_of_timestep
-from ..training import Batch, Prediction
-from .base_model import LEVELS, Block, cross_attention_layers, training_sigmas
-from .text import PlaceholderToken, Tokens, substitute, with_placeholders
+from ...attention.maps import attend, attention_probabilities, key_probabilities
+from ...errors import SeFiError
+from ...identity.identity import Identity
+from ...learning.loop import Batch, Prediction
+from ...learning.losses import MapPair
+from ...learning.parametrisation import Vectors
+from ...stages import stage_of_timestep
+from ...text.captions import with_caption
+from ...text.placeholders import expand_template
+from ..base_model import LEVELS, Block, cross_attention_layers, training_sigmas
+from ..clip.tokens import PlaceholderToken, Tokens, substitute, with_placeholders
 
 logger = logging.getLogger(__name__)
 

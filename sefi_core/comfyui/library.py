@@ -14,7 +14,8 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import SeFiError
-from ..identity import Identity, read_identity
+from ..identity.file import read_identity, to_bytes
+from ..identity.identity import Identity
 
 FOLDER = "sefi"
 EXTENSION = ".safetensors"
@@ -107,7 +108,7 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
     refused or the disk cannot take the file.
     """
     target = _target(_save_folder(), file_name or identity.name)
-    content = identity.to_bytes()
+    content = to_bytes(identity)
     overwrite = if_exists == "overwrite"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

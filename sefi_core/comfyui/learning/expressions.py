@@ -11,11 +11,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..captions import EXPRESSIONS, best_phrase, with_caption
-from ..identity import Identity
-from ..losses import noise_loss
-from ..training import Batch
-from .predictor import ComfyPredictor
+from ...identity.identity import Identity
+from ...learning.loop import Batch
+from ...learning.losses import noise_loss
+from ...text.captions import EXPRESSIONS, best_phrase, with_caption
+from .denoiser import ComfyPredictor
 
 TIMESTEPS = (125, 200, 275, 350, 425, 500, 575, 650)
 """Where expressions are decided: less noise leaves nothing to explain, more hides the face."""
@@ -47,7 +47,7 @@ def expressions_in(
             for timestep in TIMESTEPS:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 batch = Batch([sample], [number], [timestep], timestep)
-                made = predictor(identity.keys, identity.keys, batch)
+                made = predictor(identity.key_vectors, identity.key_vectors, batch)
                 losses[phrase] += noise_loss(made.output, made.target, made.face, 0.0).item()
         found.append(best_phrase(losses))
     return found

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from .heatmap import added_up, heat_picture
-from .training import Step, smoothed
+from ..attention.heat_maps import added_up, heat_picture
+from ..images import float_tensor, resized
+from .loop import Step, smoothed
 
 PANEL = 256
 CHART_HEIGHT = 220
@@ -49,12 +48,7 @@ def training_report(
 
 
 def _scaled(picture: torch.Tensor) -> torch.Tensor:
-    planes = picture.float().cpu().movedim(-1, 0)[None]
-    return (
-        F.interpolate(planes, size=(PANEL, PANEL), mode="bicubic", antialias=True)[0]
-        .clamp(0, 1)
-        .movedim(0, -1)
-    )
+    return resized(picture.float().cpu().movedim(-1, 0), (PANEL, PANEL)).movedim(0, -1)
 
 
 def _chart(history: Sequence[Step], width: int) -> torch.Tensor:
@@ -82,4 +76,4 @@ def _chart(history: Sequence[Step], width: int) -> torch.Tensor:
         draw.text((left + place * (right - left) / len(_LINES), 8), label, fill=colour, font=font)
     draw.text((left, bottom + 8), "step 1", fill=_INK, font=font)
     draw.text((right, bottom + 8), f"{len(history)}", fill=_INK, font=font, anchor="ra")
-    return torch.from_numpy(np.array(image)).float() / 255
+    return float_tensor(image)

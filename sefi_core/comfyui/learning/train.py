@@ -11,22 +11,25 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ..captions import AUTO, check_captions
-from ..errors import SeFiError
-from ..heatmap import added_up
-from ..identity import FAMILY_LABELS, Identity, thumbnail_of
-from ..parametrisation import Vectors, build_parametrisation
-from ..pictures import Photo, training_pictures
-from ..prompts import check_class_word, check_name, expand_template
-from ..report import training_report
-from ..training import Batch, Step, TrainingSettings, check_diffusers, optimise
-from .apply import apply_identity
-from .base_model import family_of
-from .captioning import expressions_in
-from .encoding import AppliedIdentity
-from .predictor import ComfyPredictor
-from .text import check_clip, class_word_embedding, embedding_units, token_widths
-from .trainable import differentiable
+from ...attention.heat_maps import added_up
+from ...errors import SeFiError
+from ...families import label_of
+from ...identity.identity import Identity, thumbnail_of
+from ...learning.loop import Batch, Step, check_diffusers, optimise
+from ...learning.parametrisation import Vectors, build_parametrisation
+from ...learning.photos import Photo, training_pictures
+from ...learning.report import training_report
+from ...learning.settings import TrainingSettings
+from ...text.captions import AUTO, check_captions
+from ...text.placeholders import check_class_word, check_name, expand_template
+from ..apply import apply_identity
+from ..base_model import family_of
+from ..clip.embeddings import class_word_embedding, embedding_units
+from ..clip.encoder import AppliedIdentity
+from ..clip.tokens import check_clip, token_widths
+from .denoiser import ComfyPredictor
+from .differentiable import differentiable
+from .expressions import expressions_in
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +95,8 @@ def train_identity(
         )
         parameters = build_parametrisation(
             settings.parametrisation,
-            first.keys,
-            first.values,
+            first.key_vectors,
+            first.value_vectors,
             settings.seed,
             embedding_units(clip),
         )
@@ -177,7 +180,7 @@ def _class_word_identity(
     trainable = family in TRAINABLE_FAMILIES
     channels = model.model.model_config.unet_config.get("in_channels")
     if not trainable or channels != model.get_model_object("latent_format").latent_channels:
-        kind = "inpainting or editing" if trainable else FAMILY_LABELS.get(family, family)
+        kind = "inpainting or editing" if trainable else label_of(family)
         raise SeFiError(
             f"model is for {kind}, and training knows ordinary Stable Diffusion 1.x only: load "
             "such a checkpoint"
@@ -194,7 +197,9 @@ def _class_word_identity(
 
 def _going_on(start: Identity, plain: Identity) -> Identity:
     """``start`` as the identity before the first step, instead of the class word's ``plain``."""
-    start.check_fits(plain.family, {name: rows.shape[-1] for name, rows in plain.keys.items()})
+    start.check_fits(
+        plain.family, {name: rows.shape[-1] for name, rows in plain.key_vectors.items()}
+    )
     wanted = plain.stages, plain.vectors, plain.class_word
     if (start.stages, start.vectors, start.class_word) != wanted:
         raise SeFiError(

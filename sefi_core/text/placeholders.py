@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Collection
 from typing import NamedTuple
 
-from .errors import SeFiError
+from ..errors import SeFiError
 
 MAX_NAME_LENGTH = 64
 MAX_CLASS_WORD_LENGTH = 64

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from comfy.sd import CLIP
 
-from ..errors import SeFiError
-from ..prompts import placeholder_of
-from .text import PlaceholderToken, Tokens, encoder_names
+from ...errors import SeFiError
+from ...text.placeholders import placeholder_of
+from .tokens import PlaceholderToken, Tokens, encoder_names
 
 END_OF_WORD = "</w>"
 

@@ -20,17 +20,10 @@ from typing import Any
 import torch
 from comfy.sd import CLIP
 
-from ..identity import Identity
-from .payload import CONDITIONING_KEY, REGISTRY, Payload, signed
-from .text import (
-    Tokens,
-    Vectors,
-    placeholder_ids,
-    placeholders_in,
-    substitute,
-    token_embeddings,
-    with_placeholders,
-)
+from ...identity.identity import Identity
+from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload, signed
+from .embeddings import token_embeddings
+from .tokens import Tokens, Vectors, placeholder_ids, placeholders_in, substitute, with_placeholders
 
 REPLACED = "encode_token_weights"
 
@@ -144,7 +137,8 @@ class IdentityEncoder:
             strength = applied[name].strength_k if role == "keys" else applied[name].strength_v
             if strength == 0:
                 continue  # the class word's ids stay
-            learned = getattr(applied[name].identity, role)
+            identity = applied[name].identity
+            learned = identity.key_vectors if role == "keys" else identity.value_vectors
             vectors[name] = {encoder: rows[stage] for encoder, rows in learned.items()}
             if strength != 1:
                 for encoder, rows in vectors[name].items():
@@ -193,7 +187,7 @@ def _signature(applied: Mapping[str, AppliedIdentity]) -> bytes:
     for name, one in sorted(applied.items()):
         settings = one.strength_k, one.strength_v, one.start_percent, one.end_percent
         digest.update(repr((name, one.identity.class_word, settings)).encode())
-        for vectors in (one.identity.keys, one.identity.values):
+        for vectors in (one.identity.key_vectors, one.identity.value_vectors):
             for _, rows in sorted(vectors.items()):
                 digest.update(rows.contiguous().numpy().tobytes())
     return digest.digest()

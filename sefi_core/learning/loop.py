@@ -7,84 +7,17 @@ ComfyUI's, the tests to a toy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from .captions import AUTO
-from .errors import SeFiError
+from ..errors import SeFiError
+from ..stages import first_timestep
 from .losses import MapPair, attention_loss, leak, noise_loss
-from .parametrisation import PARAMETRISATIONS, Vectors
-from .stages import TRAINING_TIMESTEPS, first_timestep
-
-DTYPES = ("auto", "fp32", "fp16", "bf16")
-DEFAULT_TEMPLATES = (
-    "a photo of <name>",
-    "a picture of <name>",
-    "a portrait of <name>",
-    "a photo of the face of <name>",
-)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Everything a user can set about a training. Building impossible ones raises SeFiError."""
-
-    steps: int = 300
-    seed: int = 0
-    stages: int = 1
-    parametrisation: str = "direct"
-    learning_rate: float = 5e-3
-    """Of AdamW, in the units of :data:`parametrisation.Units`."""
-    batch_size: int = 1
-    attention_weight: float = 0.003
-    """The paper's lambda, at its own value."""
-    leak_weight: float = 3.0
-    """Of the placeholder's share of attention outside the face mask; nothing without a mask."""
-    background_weight: float = 0.0
-    """Of the noise loss outside the face mask; nothing without a mask."""
-    resolution: int = 512
-    """Side of the square training pictures, in pixels."""
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    captions: tuple[str, ...] = (AUTO,)
-    """What the photos show beside the identity: one for each photo, or one for all."""
-    dtype: str = "auto"
-    gradient_checkpointing: bool = False
-    preview_every: int = 100
-    """Steps between preview pictures; 0 for none."""
-
-    def __post_init__(self) -> None:
-        at_least = {"steps": 1, "stages": 1, "batch_size": 1, "preview_every": 0, "resolution": 64}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {least} or more")
-        if self.stages > TRAINING_TIMESTEPS:
-            raise SeFiError(f"stages is {self.stages}: set it to {TRAINING_TIMESTEPS} or less")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
-        for name in ("attention_weight", "leak_weight", "background_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
-        choices = {"dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise SeFiError(
-                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
-                )
-        if not self.templates:
-            raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
-
-    def as_json(self) -> dict[str, object]:
-        """The settings for an identity's file."""
-        return {
-            **asdict(self),
-            "templates": list(self.templates),
-            "captions": list(self.captions),
-        }
+from .parametrisation import Vectors
+from .settings import TrainingSettings
 
 
 class Batch(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+
+from ..images import float_tensor
 
 # Dark to bright with even steps in lightness, so that it also reads without colours.
 _COLOURS = torch.tensor(
@@ -58,4 +59,4 @@ def _strip(label: str, height: int, width: int) -> torch.Tensor:
     while label and draw.textlength(label, font) > width - text_height and len(label) > 1:
         label = label.removesuffix("…")[:-1] + "…" if len(label) > 2 else label[:1]
     draw.text((width / 2, text_height), label, font=font, anchor="mm", fill="white")
-    return torch.from_numpy(np.array(strip)).float() / 255
+    return float_tensor(strip)

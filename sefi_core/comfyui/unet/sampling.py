@@ -28,9 +28,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..stages import stage_edges, stage_of_sigma
-from .base_model import training_sigmas, uncompiled
-from .payload import CONDITIONING_KEY, REGISTRY, Payload, Segment, find_segments
+from ...stages import stage_edges, stage_of_sigma
+from ..base_model import training_sigmas, uncompiled
+from .conditioning import CONDITIONING_KEY, REGISTRY, Payload, Segment, find_segments
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..training import Step
+from ...images import pixels_of
+from ...learning.loop import Step
 
 _PREVIEW_SIZE = 512
 _SMOOTHING = 0.95
@@ -56,8 +57,7 @@ class TrainingProgress:
 
     def on_preview(self, picture: torch.Tensor) -> None:
         """Show a picture (H, W, 3) in [0, 1] on the node."""
-        pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        preview = ("JPEG", Image.fromarray(pixels), _PREVIEW_SIZE)
+        preview = ("JPEG", Image.fromarray(pixels_of(picture).numpy()), _PREVIEW_SIZE)
         self.bar.update_absolute(self.number, self.steps, preview)
 
     def _say(self, text: str) -> None:

@@ -13,13 +13,13 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..attention import attention_probabilities
+from ..attention.heat_maps import added_up
+from ..attention.maps import attention_probabilities
 from ..errors import SeFiError
-from ..heatmap import added_up
 from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
-from .injection import uses_identities
-from .prompt_words import word_columns
-from .text import Tokens, check_clip, placeholders_in
+from .clip.tokens import Tokens, check_clip, placeholders_in
+from .clip.words import word_columns
+from .unet.sampling import uses_identities
 
 PATCH = "attn2"
 Tensor = torch.Tensor

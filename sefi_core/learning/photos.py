@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from .errors import SeFiError
+from ..errors import SeFiError
+from ..images import in_colour, resized
 
 ROOM = 3.0
 """Side of the training picture over that of the face, where the photo has so much room."""
@@ -19,13 +19,6 @@ class Photo(NamedTuple):
 
     picture: torch.Tensor
     mask: torch.Tensor | None
-
-
-def in_colour(pictures: torch.Tensor) -> torch.Tensor:
-    """(..., H, W, 3) of pictures (..., H, W, C) with alpha, or of grey ones."""
-    if pictures.shape[-1] < 3:
-        return pictures[..., :1].expand(*pictures.shape[:-1], 3)
-    return pictures[..., :3]
 
 
 def pair_photos(
@@ -85,9 +78,9 @@ def training_pictures(
     side = max(64, resolution // 64 * 64)
     pictures, masks = [], []
     for square in map(_square, photos):
-        pictures.append(_resized(square.picture.movedim(-1, 0), side).movedim(0, -1))
+        pictures.append(resized(square.picture.movedim(-1, 0), (side, side)).movedim(0, -1))
         if square.mask is not None:
-            masks.append(_resized(square.mask[None], side))
+            masks.append(resized(square.mask[None], (side, side)))
     return torch.stack(pictures), torch.stack(masks) if masks else None
 
 
@@ -121,10 +114,3 @@ def _square(photo: Photo) -> Photo:
     return Photo(
         photo.picture[rows, columns].clamp(0, 1), None if mask is None else mask.clamp(0, 1)
     )
-
-
-def _resized(planes: torch.Tensor, side: int) -> torch.Tensor:
-    """(C, H, W) at (C, side, side)."""
-    return F.interpolate(
-        planes[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False
-    )[0].clamp(0, 1)

@@ -1,0 +1,1 @@
+"""The CLIP side: from the text of a prompt to its contexts."""

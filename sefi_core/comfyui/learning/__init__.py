@@ -1,0 +1,1 @@
+"""Learning on ComfyUI's loaded models."""

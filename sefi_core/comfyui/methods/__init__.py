@@ -1,0 +1,1 @@
+"""Kinds of identity, one module for each."""

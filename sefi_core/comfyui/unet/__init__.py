@@ -1,0 +1,1 @@
+"""The U-Net side: what conditioning carries, and how attention gets it."""

@@ -1,0 +1,1 @@
+"""The learned identity and its file."""

@@ -1,0 +1,171 @@
+"""The identity's file: one safetensors file, of about 15 KB for one stage of Stable Diffusion 1.x
+and 6 KB more for each further one.
+
+- tensors ``keys.<encoder>`` and ``values.<encoder>``, float32, (stages, vectors, width);
+- optional tensor ``thumbnail``, the bytes of a PNG picture as uint8;
+- metadata, all strings: ``format``, ``format_version``, ``name``, ``class_word``, ``family``,
+  ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON) and ``checksum``, the SHA-256 of
+  all other metadata and all tensors. The checksum is the same in every format version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from ..errors import SeFiError
+from ..images import rgb_tensor
+from .identity import MAX_THUMBNAIL_SIDE, Identity
+
+FORMAT = "sefi-identity"
+
+FORMAT_VERSION = 1
+
+# What Pillow raises for a broken or huge PNG.
+_PNG_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+
+
+def to_bytes(identity: Identity) -> bytes:
+    """An identity as the content of a safetensors file."""
+    tensors, metadata = _tensors(identity), _metadata(identity)
+    return safetensors.torch.save(tensors, metadata | {"checksum": _checksum(metadata, tensors)})
+
+
+def read_identity(path: str | Path) -> Identity:
+    """Read and validate an identity file.
+
+    Raises :class:`SeFiError`, one sentence that names the file and the remedy, if it is missing,
+    unreadable, truncated, changed in any bit, another kind of file, of a newer format version, or
+    holds non-finite values or inconsistent shapes.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            if metadata.get("format") != FORMAT:
+                raise _foreign(path, names)
+            tensors = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError as error:
+        raise SeFiError(
+            f"the identity file {path} is not there: press R to refresh the lists and choose "
+            "another, or save the identity again"
+        ) from error
+    except OSError as error:
+        raise SeFiError(
+            f"the identity file {path} cannot be read ({error.strerror or error}): check that it "
+            "is a file and that you may open it"
+        ) from error
+    except SafetensorError as error:
+        raise _damaged(path, "it is cut off or is no safetensors file") from error
+
+    checksum = metadata.pop("checksum", "")
+    if checksum != _checksum(metadata, tensors):
+        raise _damaged(path, "its content does not match its checksum")
+    version = metadata.get("format_version", "")
+    if version.isdecimal() and int(version) > FORMAT_VERSION:
+        raise SeFiError(
+            f"the identity file {path} has format version {version} and this SeFi-IDE reads "
+            f"versions up to {FORMAT_VERSION}: update SeFi-IDE to load it"
+        )
+    try:
+        identity = _parse(metadata, tensors)
+    except SeFiError as error:
+        raise _damaged(path, str(error)) from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, "its metadata or its tensors are incomplete") from error
+    if _metadata(identity) != metadata:
+        raise _damaged(path, "its metadata does not describe its tensors")
+    return identity
+
+
+def _metadata(identity: Identity) -> dict[str, str]:
+    """All of the file's metadata but the checksum."""
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "name": identity.name,
+        "class_word": identity.class_word,
+        "family": identity.family,
+        "widths": json.dumps(identity.widths, sort_keys=True),
+        "stages": str(identity.stages),
+        "vectors": str(identity.vectors),
+        "training": json.dumps(identity.training, sort_keys=True),
+    }
+
+
+def _tensors(identity: Identity) -> dict[str, torch.Tensor]:
+    tensors = {f"keys.{encoder}": tensor for encoder, tensor in identity.key_vectors.items()}
+    tensors |= {f"values.{encoder}": tensor for encoder, tensor in identity.value_vectors.items()}
+    if identity.thumbnail is not None:
+        png = io.BytesIO()
+        Image.fromarray(identity.thumbnail.numpy()).save(png, "PNG", optimize=True)
+        tensors["thumbnail"] = torch.frombuffer(bytearray(png.getvalue()), dtype=torch.uint8)
+    return tensors
+
+
+def _parse(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Identity:
+    roles: dict[str, dict[str, torch.Tensor]] = {"keys": {}, "values": {}}
+    for name, tensor in tensors.items():
+        if name != "thumbnail":
+            role, _, encoder = name.partition(".")
+            roles[role][encoder] = tensor
+    return Identity(
+        name=metadata["name"],
+        class_word=metadata["class_word"],
+        family=metadata["family"],
+        training=json.loads(metadata["training"]),
+        thumbnail=_decode_png(tensors["thumbnail"]) if "thumbnail" in tensors else None,
+        key_vectors=roles["keys"],
+        value_vectors=roles["values"],
+    )
+
+
+def _decode_png(data: torch.Tensor) -> torch.Tensor:
+    try:
+        with Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"]) as picture:
+            if max(picture.size) > MAX_THUMBNAIL_SIDE:
+                raise ValueError(f"{picture.size} pixels")
+            return rgb_tensor(picture.convert("RGB"))
+    except _PNG_ERRORS as error:
+        raise SeFiError("its thumbnail is no small PNG picture") from error
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over metadata and tensors in canonical order, as 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, what: str) -> SeFiError:
+    return SeFiError(
+        f"the identity file {path} is damaged, {what}: copy it again from where it came, or train "
+        "and save the identity again"
+    )
+
+
+def _foreign(path: Path, names: list[str]) -> SeFiError:
+    """Say what kind of safetensors file this is instead, judged by its tensor names."""
+    if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in names):
+        kind = "a checkpoint: load it with Load Checkpoint"
+    elif any("lora" in name.lower() for name in names):
+        kind = "a LoRA: load it with Load LoRA"
+    elif set(names) <= {"emb_params", "clip_l", "clip_g", "t5xxl"} and names:
+        kind = "a textual inversion embedding: move it to models/embeddings"
+    else:
+        kind = "some other or a damaged safetensors file: move it away"
+    return SeFiError(
+        f"the file {path} is no SeFi identity but {kind}, and choose a file that was written by "
+        "SeFi Save Identity"
+    )

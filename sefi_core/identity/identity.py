@@ -1,0 +1,207 @@
+"""The learned identity: two token embeddings per stage and text encoder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+
+from ..errors import SeFiError
+from ..families import label_of
+from ..images import pixels_of, rgb_tensor
+from ..stages import TRAINING_TIMESTEPS
+from ..text.placeholders import check_class_word, check_name, placeholder_of
+
+MAX_VECTORS = 75
+"""A prompt chunk of CLIP has room for 75 tokens, and the placeholder must fit into one."""
+
+THUMBNAIL_SIDE = 64
+MAX_THUMBNAIL_SIDE = 256
+
+_TOKEN = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What was learned of one person or thing. Always valid: building a bad one raises SeFiError.
+
+    The tensors are private float32 copies on the CPU and no inference tensors, wherever they came
+    from, so that training can go on from them.
+    """
+
+    name: str
+    """Its placeholder in prompts is ``<name>``."""
+    class_word: str
+    """The general word whose place the placeholder takes, for example "person"."""
+    family: str
+    """Base model family, an id of :data:`families.FAMILIES`."""
+    key_vectors: dict[str, torch.Tensor]
+    """Text encoder name ("l", "g") -> (stages, vectors, width): token embeddings for K prompts."""
+    value_vectors: dict[str, torch.Tensor]
+    """The same for V prompts."""
+    training: dict[str, object] = field(default_factory=dict)
+    """JSON-able settings that it was trained with."""
+    thumbnail: torch.Tensor | None = None
+    """(height, width, 3) uint8, at most ``MAX_THUMBNAIL_SIDE`` a side."""
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the dataclass is frozen
+        set_field(self, "name", check_name(self.name))
+        set_field(self, "class_word", check_class_word(self.class_word))
+        if not isinstance(self.family, str) or not _TOKEN.fullmatch(self.family):
+            raise SeFiError(f"{self.family!r} is no base model family: give one such as sd1")
+        set_field(self, "key_vectors", _private_embeddings("keys", self.key_vectors))
+        values = _private_embeddings("values", self.value_vectors)
+        set_field(self, "value_vectors", values)
+        if not _shapes(self.key_vectors) == _shapes(self.value_vectors):
+            raise SeFiError(
+                f"the identity {self.name} is inconsistent: its keys have the shapes "
+                f"{_shapes(self.key_vectors)} and its values {_shapes(self.value_vectors)}; train "
+                "it again"
+            )
+        if len({tensor.shape[:2] for tensor in self.key_vectors.values()}) != 1:
+            raise SeFiError(
+                f"the identity {self.name} is inconsistent: its text encoders have different "
+                f"stages or vectors, {_shapes(self.key_vectors)}; train it again"
+            )
+        try:
+            training = json.loads(json.dumps(dict(self.training), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise SeFiError(
+                f"the training settings of the identity {self.name} cannot be stored as JSON "
+                f"({error}); use plain finite numbers, texts and lists"
+            ) from error
+        set_field(self, "training", training)
+        if self.thumbnail is not None:
+            set_field(self, "thumbnail", _private_thumbnail(self.thumbnail))
+
+    @property
+    def placeholder(self) -> str:
+        """``"<name>"``."""
+        return placeholder_of(self.name)
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, S."""
+        return next(iter(self.key_vectors.values())).shape[0]
+
+    @property
+    def vectors(self) -> int:
+        """Token embeddings per stage, the same for K and V."""
+        return next(iter(self.key_vectors.values())).shape[1]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Text encoder name -> width of its token embeddings."""
+        return {encoder: tensor.shape[2] for encoder, tensor in self.key_vectors.items()}
+
+    def renamed(self, name: str) -> Identity:
+        """The same identity under another name, and so another placeholder."""
+        return replace(self, name=name)
+
+    def same_content(self, other: Identity) -> bool:
+        """Whether the two agree in everything that a file holds."""
+        return (
+            all(
+                getattr(self, name) == getattr(other, name)
+                for name in ("name", "class_word", "family", "training")
+            )
+            and _equal(self.key_vectors, other.key_vectors)
+            and _equal(self.value_vectors, other.value_vectors)
+            and _equal({"": self.thumbnail}, {"": other.thumbnail})
+        )
+
+    def check_fits(self, family: str, widths: Mapping[str, int]) -> None:
+        """Raise :class:`SeFiError` unless the identity was made for this kind of model.
+
+        ``widths`` are those of the model's text encoders, as in :attr:`widths`.
+        """
+        if self.family == family and self.widths == dict(widths):
+            return
+        raise SeFiError(
+            f"the identity {self.placeholder} was learned on {_describe(self.family, self.widths)} "
+            f"and does not fit this model, {_describe(family, widths)}: load a checkpoint of its "
+            "own kind, or train the identity again on this one"
+        )
+
+
+def thumbnail_of(image: torch.Tensor) -> torch.Tensor:
+    """A thumbnail, uint8 and at most ``THUMBNAIL_SIDE`` pixels a side, of a picture.
+
+    ``image`` is (height, width, channels >= 3) with values 0 to 1, as one picture of a ComfyUI
+    IMAGE; the aspect ratio is kept.
+    """
+    picture = Image.fromarray(pixels_of(image[..., :3].detach()).numpy())
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    return rgb_tensor(picture)
+
+
+def _private_embeddings(
+    role: str, embeddings: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Checked float32 CPU copies, sorted by encoder, that no inference mode clings to."""
+    if not isinstance(embeddings, Mapping) or not embeddings:
+        raise SeFiError(f"the identity has no {role}: train it again")
+    copies = {}
+    for encoder, tensor in sorted(embeddings.items()):
+        if not _TOKEN.fullmatch(encoder):
+            raise SeFiError(f"the identity has an ill-named text encoder, {encoder!r}")
+        if not tensor.is_floating_point() or tensor.ndim != 3 or 0 in tensor.shape:
+            raise SeFiError(
+                f"the {role} of text encoder {encoder} have shape {tuple(tensor.shape)} and type "
+                f"{tensor.dtype} where (stages, vectors, width) of floats is needed; train the "
+                "identity again"
+            )
+        stages, vectors, _ = tensor.shape
+        if stages > TRAINING_TIMESTEPS or vectors > MAX_VECTORS:
+            raise SeFiError(
+                f"the {role} have {stages} stages and {vectors} vectors per token where at most "
+                f"{TRAINING_TIMESTEPS} and {MAX_VECTORS} are possible; train the identity again"
+            )
+        with torch.inference_mode(False):
+            copy = tensor.detach().to("cpu", torch.float32)
+            copy = copy.clone(memory_format=torch.contiguous_format)
+        if not torch.isfinite(copy).all():
+            raise SeFiError(
+                f"the {role} of text encoder {encoder} have values that are not finite numbers; "
+                "train the identity again with a lower learning rate"
+            )
+        copies[encoder] = copy
+    return copies
+
+
+def _private_thumbnail(thumbnail: torch.Tensor) -> torch.Tensor:
+    height, width, channels = thumbnail.shape if thumbnail.ndim == 3 else (0, 0, 0)
+    fits = channels == 3 and 0 < min(height, width) and max(height, width) <= MAX_THUMBNAIL_SIDE
+    if not fits or thumbnail.dtype != torch.uint8:
+        raise SeFiError(
+            f"the thumbnail has shape {tuple(thumbnail.shape)} and type {thumbnail.dtype} where "
+            f"(height, width, 3) of uint8 with at most {MAX_THUMBNAIL_SIDE} a side is needed"
+        )
+    with torch.inference_mode(False):
+        return thumbnail.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+
+
+def _shapes(embeddings: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {encoder: tuple(tensor.shape) for encoder, tensor in embeddings.items()}
+
+
+def _describe(family: str, widths: Mapping[str, int]) -> str:
+    encoders = ", ".join(f"{encoder} {width}" for encoder, width in sorted(widths.items()))
+    return f"{label_of(family)} (token embeddings: {encoders})"
+
+
+def _equal(
+    first: Mapping[str, torch.Tensor | None], second: Mapping[str, torch.Tensor | None]
+) -> bool:
+    """Whether two dicts of tensors or None agree in keys, shapes and every value."""
+    if first.keys() != second.keys():
+        return False
+    return all(
+        one is other if one is None or other is None else torch.equal(one, other)
+        for one, other in ((first[key], second[key]) for key in first)
+    )

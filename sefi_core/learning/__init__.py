@@ -1,0 +1,1 @@
+"""Learning an identity, on anything that denoises."""

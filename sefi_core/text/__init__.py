@@ -1,0 +1,1 @@
+"""Prompts: placeholders and captions."""
