@@ -95,7 +95,7 @@ def parts_of(identity: Identity, class_word: Mapping[str, torch.Tensor]) -> Iter
     yield "only V", replace(identity, key_vectors=plain)
     for stage in reversed(range(identity.stages)):
         kept = {}
-        for role in ("keys", "values"):
+        for role in ("key_vectors", "value_vectors"):
             vectors = plain[encoder].clone()
             vectors[stage] = getattr(identity, role)[encoder][stage]
             kept[role] = {encoder: vectors}

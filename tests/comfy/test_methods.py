@@ -78,10 +78,10 @@ def test_an_identity_can_be_drawn_at_other_strengths(mini):
 
 def test_training_can_start_elsewhere_and_look_at_other_levels(mini):
     zero, random, usual = (
-        learned(mini, initial=initial, learning_rate=1e-6).keys["l"]
+        learned(mini, initial=initial, learning_rate=1e-6).key_vectors["l"]
         for initial in ("zero", "random", "class word")
     )
     assert zero.abs().max() < 1e-4 < random.std()
     assert (usual - random).abs().mean() > 0.01
-    half, quarter = (learned(mini, levels=levels).keys["l"] for levels in ([2], [4]))
+    half, quarter = (learned(mini, levels=levels).key_vectors["l"] for levels in ([2], [4]))
     assert not torch.equal(half, quarter)

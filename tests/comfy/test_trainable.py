@@ -383,7 +383,7 @@ def test_an_unload_in_mid_training_changes_nothing(model_and_clip_with_lora):
     unloaded = run_training(
         model, clip, vae, lambda step: comfy.model_management.unload_all_models()
     )
-    for part in ("keys", "values"):
+    for part in ("key_vectors", "value_vectors"):
         torch.testing.assert_close(getattr(plain.identity, part), getattr(unloaded.identity, part))
 
 
