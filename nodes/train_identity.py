@@ -30,7 +30,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Learns a person, pet or thing from one photo or several of it, as a few vectors "
-                "(about 15 KB) that SeFi Apply Identity puts into prompts as <name>. The "
+                "(about 40 KB) that SeFi Apply Identity puts into prompts as <name>. The "
                 "model itself is not changed. Connect the mask of SeFi Face Mask for faces."
             ),
             search_aliases=["train", "learn face", "identity", "textual inversion", "dreambooth"],
@@ -153,7 +153,7 @@ def _advanced_inputs() -> list[io.Input]:
         SEFI_IDENTITY.Input(
             "identity",
             optional=True,
-            tooltip="An identity to go on from, with the same stages and class word.",
+            tooltip="An identity to go on from, with the same stages, vectors and class word.",
         ),
         io.Int.Input(
             "stages",
@@ -161,17 +161,19 @@ def _advanced_inputs() -> list[io.Input]:
             min=1,
             max=20,
             advanced=True,
-            tooltip="Parts of the denoising with vectors of their own, each learned from its share "
-            "of the steps. The paper has 5.",
+            tooltip="Parts of the denoising with vectors of their own, from outlines to details. 5 "
+            "as in the paper; 1 is one set for all of it, as in textual inversion.",
         ),
         io.Combo.Input(
             "parametrisation",
             options=list(PARAMETRISATIONS),
             default=DEFAULTS.parametrisation,
             advanced=True,
-            tooltip="direct: separate vectors for K and V. shared: the same for both, as in "
-            "textual inversion (with 1 stage) and ProSpect. self-attention: a small block makes "
-            "the vectors; it wants a learning_rate of 0.0005 or so.",
+            tooltip="How the vectors of the stages are learned. offsets: together, and what "
+            "differs between stages in smaller steps. direct: each stage alone, from its share of "
+            "the steps. shared: alone, and the same for K and V, as in textual inversion (with 1 "
+            "stage) and ProSpect. self-attention: a small block makes the vectors; it wants a "
+            "learning_rate of 0.0005 or so.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -263,5 +265,17 @@ def _advanced_inputs() -> list[io.Input]:
             max=20000,
             advanced=True,
             tooltip="Steps between preview pictures; 0 for none.",
+        ),
+        # Last, and optional: saved workflows list values by position, and prompts lack it.
+        io.Int.Input(
+            "vectors",
+            default=DEFAULTS.vectors,
+            min=1,
+            max=16,
+            optional=True,
+            advanced=True,
+            tooltip="Vectors per token: how many of a prompt's 75 tokens <name> takes. More say "
+            "more, and hold the photo itself rather; 1 is usual. A class word of several tokens "
+            "has one for each of them.",
         ),
     ]

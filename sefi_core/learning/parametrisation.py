@@ -19,11 +19,45 @@ Encoders differ in the size of their token embeddings, and AdamW moves every num
 rate: measured in units of that size, one learning rate fits all.
 """
 
-PARAMETRISATIONS = ("direct", "shared", "self-attention")
+PARAMETRISATIONS = ("offsets", "direct", "shared", "self-attention")
+
+
+class OffsetVectors(nn.Module):
+    """One set of vectors for K and one for V, and for each stage an offset from them.
+
+    What every stage needs is learned from every step, as in textual inversion; the offsets hold
+    what differs between stages. AdamW moves every number by the learning rate, so a stage's
+    vectors move by the common part's step and by ``OFFSET_STEP`` of it.
+    """
+
+    OFFSET_STEP = 0.25
+    """A step of the offsets over one of the common vectors."""
+
+    def __init__(self, keys: Start, values: Start, units: Units) -> None:
+        super().__init__()
+        self.units = {name: units.get(name, 1.0) for name in keys}
+        self.offset_units = {name: unit * self.OFFSET_STEP for name, unit in self.units.items()}
+        self.common, self.offsets = nn.ModuleList(), nn.ModuleList()
+        for start in (keys, values):
+            mean = {name: rows.mean(dim=0, keepdim=True) for name, rows in start.items()}
+            rest = {name: rows - mean[name] for name, rows in start.items()}
+            self.common.append(_in_units(mean, self.units))
+            self.offsets.append(_in_units(rest, self.offset_units))
+
+    def forward(self) -> tuple[Vectors, Vectors]:
+        """The current (keys, values)."""
+        keys, values = (
+            {
+                name: common[name] * unit + offsets[name] * self.offset_units[name]
+                for name, unit in self.units.items()
+            }
+            for common, offsets in zip(self.common, self.offsets, strict=True)
+        )
+        return keys, values
 
 
 class DirectVectors(nn.Module):
-    """The K and V vectors are the parameters."""
+    """The K and V vectors are the parameters: every stage has its own, and learns alone."""
 
     def __init__(self, keys: Start, values: Start, units: Units) -> None:
         super().__init__()
@@ -115,9 +149,12 @@ def build_parametrisation(
     """A parametrisation of ``PARAMETRISATIONS`` that starts at these vectors.
 
     Its random weights come from ``seed``; the global random state stays as it is. ``units`` are
-    those of the learning rate, where the parameters are embeddings.
+    those of the learning rate, where the parameters are embeddings. With one stage there is
+    nothing to set off, and "offsets" is "direct".
     """
+    if kind == "offsets" and all(len(rows) == 1 for rows in keys.values()):
+        kind = "direct"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kinds = (DirectVectors, SharedVectors, SelfAttentionVectors)
+        kinds = (OffsetVectors, DirectVectors, SharedVectors, SelfAttentionVectors)
         return dict(zip(PARAMETRISATIONS, kinds, strict=True))[kind](keys, values, units or {})

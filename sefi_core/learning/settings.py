@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from ..errors import SeFiError
+from ..identity.identity import MAX_VECTORS
 from ..stages import TRAINING_TIMESTEPS
 from ..text.captions import AUTO
 from .parametrisation import PARAMETRISATIONS
@@ -26,8 +27,12 @@ class TrainingSettings:
 
     steps: int = 300
     seed: int = 0
-    stages: int = 1
-    parametrisation: str = "direct"
+    stages: int = 5
+    """Parts of the denoising with vectors of their own, 5 in the paper."""
+    vectors: int = 1
+    """Token embeddings for K and for V in each stage. A class word of more tokens has one for
+    each of them, whatever is set here."""
+    parametrisation: str = "offsets"
     learning_rate: float = 5e-3
     """Of AdamW, in the units of :data:`parametrisation.Units`."""
     batch_size: int = 1
@@ -48,12 +53,14 @@ class TrainingSettings:
     """Steps between preview pictures; 0 for none."""
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 1, "stages": 1, "batch_size": 1, "preview_every": 0, "resolution": 64}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {least} or more")
-        if self.stages > TRAINING_TIMESTEPS:
-            raise SeFiError(f"stages is {self.stages}: set it to {TRAINING_TIMESTEPS} or less")
+        least = {"preview_every": 0, "resolution": 64}
+        least |= dict.fromkeys(("steps", "stages", "vectors", "batch_size"), 1)
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {bound} or more")
+        for name, bound in {"stages": TRAINING_TIMESTEPS, "vectors": MAX_VECTORS}.items():
+            if getattr(self, name) > bound:
+                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {bound} or less")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
         for name in ("attention_weight", "leak_weight", "background_weight"):

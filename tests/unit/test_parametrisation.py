@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sefi_ide.sefi_core.learning.parametrisation import PARAMETRISATIONS, build_parametrisation
+from sefi_ide.sefi_core.learning.parametrisation import (
+    PARAMETRISATIONS,
+    OffsetVectors,
+    build_parametrisation,
+)
 
 STAGES, VECTORS = 3, 2
 WIDTHS = {"g": 80, "l": 64}
@@ -41,9 +45,15 @@ def test_training_begins_at_the_start_vectors(kind):
                 torch.testing.assert_close(made[encoder][stage], given[encoder][stage])
 
 
-@pytest.mark.parametrize("kind", ["direct", "shared"])
-def test_a_learning_rate_is_measured_in_the_encoders_units(kind):
-    """A first step of AdamW is the learning rate itself, times the unit."""
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("direct", 1.0), ("shared", 1.0), ("offsets", 1 + OffsetVectors.OFFSET_STEP)],
+)
+def test_a_learning_rate_is_measured_in_the_encoders_units(kind, length):
+    """A first step of AdamW is the learning rate itself, times the unit.
+
+    The common vectors of "offsets" make such a step, and each offset a shorter one.
+    """
     start = start_vectors()
     parameters = build_parametrisation(kind, start[0], start[0], seed=1, units={"g": 4.0})
     before = parameters()[0]
@@ -54,7 +64,7 @@ def test_a_learning_rate_is_measured_in_the_encoders_units(kind):
     for encoder, unit in (("g", 4.0), ("l", 1.0)):
         torch.testing.assert_close(
             before[encoder] - after[encoder],
-            torch.full_like(after[encoder], 1e-3 * unit),
+            torch.full_like(after[encoder], 1e-3 * unit * length),
             rtol=1e-2,
             atol=0,
         )
@@ -127,6 +137,31 @@ def test_direct_vectors_are_independent():
         for stage in range(STAGES):
             moved = not torch.equal(before[role][stage], after[role][stage])
             assert moved == ((role, stage) == (0, 1))
+
+
+def test_offsets_share_what_every_stage_needs():
+    """A step for one stage moves all stages alike, and that one further; values stay."""
+    step = OffsetVectors.OFFSET_STEP
+    start = start_vectors()
+    parameters = build_parametrisation("offsets", *start, seed=0)
+    optimizer = torch.optim.AdamW(parameters.parameters(), 0.1, weight_decay=0.0)
+    parameters()[0]["l"][1].sum().backward()
+    optimizer.step()
+    (moved, still), (keys, values) = parameters(), start
+    for stage, length in enumerate((1, 1 + step, 1)):
+        expected = torch.full_like(keys["l"][stage], 0.1 * length)
+        torch.testing.assert_close(keys["l"][stage] - moved["l"][stage], expected)
+    torch.testing.assert_close(still["l"], values["l"])
+
+
+def test_offsets_of_one_stage_are_direct():
+    """So what was measured with one stage holds, and nothing is learned twice."""
+    start = [{name: rows[:1] for name, rows in part.items()} for part in start_vectors()]
+    states = [
+        build_parametrisation(kind, *start, seed=0).state_dict() for kind in ("offsets", "direct")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_the_self_attention_block_shares_what_it_learns():

@@ -51,9 +51,9 @@ class Toy:
         )
 
 
-def start(stages: int = STAGES):
+def start(stages: int = STAGES, kind: str = "direct"):
     zeros = {"l": torch.zeros(stages, 1, WIDTH)}
-    return build_parametrisation("direct", zeros, zeros, 0)
+    return build_parametrisation(kind, zeros, zeros, 0)
 
 
 def settings(**changes) -> TrainingSettings:
@@ -75,6 +75,23 @@ def test_every_stage_learns_its_own_goal():
     torch.testing.assert_close(learned(parameters), toy.goals, atol=0.05, rtol=0)
     assert history[-1].loss < 0.01 * history[0].loss
     assert [step.number for step in history] == list(range(1, 401))
+
+
+def test_offsets_learn_what_stages_have_in_common_in_fewer_steps():
+    """Stages that want much the same: by then five separate sets are not half as near."""
+    errors = {}
+    for kind in ("direct", "offsets"):
+        toy, parameters = Toy(), start(kind=kind)
+        toy.goals = 2.0 + 0.1 * toy.goals
+        optimise(parameters, toy, settings(steps=40))
+        errors[kind] = (learned(parameters) - toy.goals).abs().mean().item()
+    assert errors["offsets"] < 0.5 * errors["direct"], errors
+
+
+def test_offsets_learn_the_goal_of_every_stage():
+    toy, parameters = Toy(), start(kind="offsets")
+    optimise(parameters, toy, settings(steps=800))
+    torch.testing.assert_close(learned(parameters), toy.goals, atol=0.05, rtol=0)
 
 
 def test_the_same_seed_gives_the_same_vectors_and_leaves_the_global_random_state_alone():
@@ -229,6 +246,8 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step():
         ({"batch_size": 0}, "batch_size"),
         ({"stages": 0}, "stages"),
         ({"stages": 1001}, "stages"),
+        ({"vectors": 0}, "vectors"),
+        ({"vectors": 76}, "vectors is 76.*75 or less"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"attention_weight": -1.0}, "attention_weight"),
@@ -253,6 +272,20 @@ def test_settings_can_be_stored_as_json():
     assert stored["steps"] == TrainingSettings().steps
     lists = {name: tuple(stored[name]) for name in ("templates", "captions")}
     assert TrainingSettings(**{**stored, **lists}) == TrainingSettings()
+
+
+def test_the_papers_configuration_is_one_of_the_settings():
+    """Its five stages are the default; the rest of it stays selectable."""
+    assert TrainingSettings().stages == 5 and TrainingSettings().attention_weight == 0.003
+    TrainingSettings(parametrisation="direct", leak_weight=0, background_weight=1, captions=())
+
+
+@pytest.mark.parametrize("kind", ["direct", "shared", "self-attention"])
+def test_settings_of_before_vectors_and_offsets_are_still_settings(kind):
+    stored = TrainingSettings(parametrisation=kind, stages=1).as_json()
+    del stored["vectors"]
+    again = TrainingSettings(**stored)
+    assert (again.parametrisation, again.stages, again.vectors) == (kind, 1, 1)
 
 
 def test_smoothing_is_a_running_mean():
