@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv/bin/python
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-sweep bench-quality bench-ablations bench-figures bench-cost publish
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-cost
 
 setup:
 	@bash tools/setup.sh
@@ -28,20 +28,8 @@ mini-sd-check: setup
 main-job: setup
 	@$(VENV) -m benchmarks.main_job
 
-bench-sweep: setup
-	@$(VENV) -m benchmarks.sweep
-
 bench-quality: setup
 	@$(VENV) -m benchmarks.quality
 
-bench-ablations: setup
-	@$(VENV) -m benchmarks.ablations
-
 bench-cost: setup
 	@$(VENV) -m benchmarks.cost
-
-bench-figures: setup
-	@$(VENV) -m benchmarks.figures
-
-publish: setup
-	@$(VENV) -m benchmarks.publish

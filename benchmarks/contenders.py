@@ -29,8 +29,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.base_model import family_of
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
-from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Step
 from sefi_ide.sefi_core.learning.photos import pair_photos

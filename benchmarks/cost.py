@@ -3,12 +3,12 @@
 Measured side by side on the miniature and on a Stable Diffusion 1.5 with random weights: a step of
 SeFi Train Identity against the floor (the frozen U-Net forward and backward and two passes of the
 text encoder), against diffusers' textual inversion and core's TrainLoraNode; sampling with and
-without identities; peak memory; and how all this grows. Times are processor time on a CPU, on one
-core for the miniature, and their figures medians of ratios that were taken in turns, as many as it
-takes to say on which side of its bar each is; memory and the time before the first step are
-measured once. ``SHAPE`` (miniature, full_shape) measures one of the two alone. The growth is drawn
-into ``growth.png`` in ``output/bench-cost``, where a run of both leaves ``table.md``, too. The last
-line is one JSON object; exits with 1 when a bar is missed.
+without identities; peak memory; and whether time and memory grow as the floor's do, from a small
+training to one that is larger in all respects. Times are processor time on a CPU, on one core for
+the miniature, and their figures medians of ratios that were taken in turns, as many as it takes to
+say on which side of its bar each is; memory and the time before the first step are measured once.
+``SHAPE`` (miniature, full_shape) measures one of the two alone. A run of both leaves ``table.md``
+in ``output/bench-cost``. The last line is one JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 from . import comfyui
 from .commit import measured_at
@@ -40,7 +39,6 @@ from .contenders import (
     some_identities,
 )
 from .memory import peak_in_own_process
-from .plots import plot_growth
 
 # isort: split
 import comfy.model_management
@@ -76,17 +74,6 @@ Ratios = Callable[[Times], list[float]]
 """The ratios, one for each round, whose median is a figure."""
 
 
-class Curve(NamedTuple):
-    """Times in each case over those of the first case's floor, and how they grow.
-
-    ``growth`` is by how much ours grow from the first case to the last, over the floor's.
-    """
-
-    ours: list[float]
-    floor: list[float]
-    growth: float
-
-
 @dataclass(frozen=True)
 class Plan:
     """How much to measure: the pictures' side, rounds, and steps in each turn of a round.
@@ -98,8 +85,8 @@ class Plan:
     side: int
     rounds: int
     steps: int
-    growth: Mapping[str, tuple[Case, ...]]
-    """The cases of each curve, the smallest first."""
+    growth: tuple[Case, Case] | None = None
+    """A small training and a large one, to compare; None for no comparison."""
     most_rounds: int = 280
     threads: int | None = None
     """Of PyTorch on a CPU; None for all that it has."""
@@ -111,26 +98,15 @@ def miniature_plan() -> Plan:
     On one core: its layers are too small to share. With four, more than half of the processor time
     of a step is threads waiting for each other, and never the same.
     """
-    case = Case(128)
-    return Plan(
-        128,
-        rounds=7,
-        steps=12,
-        threads=1,
-        growth={
-            "picture_size": tuple(replace(case, side=side) for side in (64, 128, 192, 256)),
-            "batch_size": tuple(replace(case, batch=batch) for batch in (1, 2, 4)),
-            "photos": tuple(replace(case, photos=photos) for photos in (1, 4, 16)),
-            "prompt_length": tuple(replace(case, chunks=chunks) for chunks in (1, 2, 3)),
-        },
-    )
+    large = Case(256, batch=2, photos=4, chunks=2)
+    return Plan(128, rounds=7, steps=12, threads=1, growth=(Case(64), large))
 
 
 def full_shape_plan() -> Plan:
     """For Stable Diffusion's true shape: small pictures on the CPU."""
     if torch.cuda.is_available():
-        return Plan(512, rounds=7, steps=12, growth={})
-    return Plan(128, rounds=7, steps=4, growth={}, most_rounds=49)
+        return Plan(512, rounds=7, steps=12)
+    return Plan(128, rounds=7, steps=4, most_rounds=49)
 
 
 def interleaved(
@@ -219,76 +195,45 @@ def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
     return figures | {f"encoding_{name}": ratio(encoding, name, "none") for name in names[1:]}
 
 
-def measure_memory(checkpoint: Path, side: int) -> dict[str, float]:
+def measure_memory(checkpoint: Path, plan: Plan) -> dict[str, float]:
     """Peak memory of training against the floor's, each in a process of its own."""
-    identity, floor = (
-        peak_in_own_process(kind, checkpoint, side) for kind in ("identity", "floor")
-    )
-    return {
-        "memory_over_floor": identity["peak"] / floor["peak"],
-        "memory_bytes_per_unet_parameter": (identity["peak"] - floor["peak"])
-        / floor["unet_parameters"],
-    }
+    figures, over_floor = {}, {}
+    for case in (Case(plan.side), *(plan.growth or ())):
+        identity, floor = (
+            peak_in_own_process(kind, checkpoint, case) for kind in ("identity", "floor")
+        )
+        over_floor[case] = identity["peak"] / floor["peak"]
+        figures.setdefault(
+            "memory_bytes_per_unet_parameter",
+            (identity["peak"] - floor["peak"]) / floor["unet_parameters"],
+        )
+    figures["memory_over_floor"] = over_floor[Case(plan.side)]
+    if plan.growth:
+        small, large = plan.growth
+        figures["growth_memory"] = over_floor[large] / over_floor[small]
+    return figures
 
 
-def measure_growth(models: Models, plan: Plan) -> dict[str, Curve]:
-    """Curve -> the times of training and of the floor over those of the smallest case's floor.
+def measure_growth(models: Models, plan: Plan) -> dict[str, float]:
+    """By how much a step grows from the small training to the large one, over the floor's.
 
-    For identities it is the time of sampling with 0 to 3 of them; the floor has the same prompt
-    and none.
+    Every round visits both: a machine that is slow for a minute is slow for both of them.
     """
+    if not plan.growth:
+        return {}
     identity, floor = IdentityTraining(models), Floor(models)
     turns = {
-        name: [
-            (partial(identity, case, plan.steps), partial(floor, case, plan.steps))
-            for case in cases
-        ]
-        for name, cases in plan.growth.items()
+        f"{name} {size}": partial(training, case, plan.steps)
+        for size, case in zip(("small", "large"), plan.growth, strict=True)
+        for name, training in (("ours", identity), ("floor", floor))
     }
-    if plan.growth:
-        people = some_identities(models, 3)
-        with_people = [Sampling(models, people[:n], len(people)) for n in range(len(people) + 1)]
-        turns["identities"] = [
-            tuple(partial(v, plan.side, plan.steps) for v in (ours, with_people[0]))
-            for ours in with_people
-        ]
-    curves = {}
-    for name, pairs in turns.items():
-        curves[name] = _curve(pairs, plan)
-        logger.info("growth with %s: %s", name, curves[name])
-    return curves
-
-
-def _curve(pairs: Sequence[tuple[Turn, Turn]], plan: Plan) -> Curve:
-    """Times of ours and of the floor in each case, over those of the first case's floor.
-
-    Every round visits all cases: a machine that is slow for a minute is slow for all of them.
-    """
-    turns = {
-        f"{name} {case}": turn
-        for case, pair in enumerate(pairs)
-        for name, turn in zip(("ours", "floor"), pair, strict=True)
-    }
-    over_floor = [ratios(f"ours {case}", f"floor {case}") for case in range(len(pairs))]
 
     def growth(times: Times) -> list[float]:
-        smallest, largest = over_floor[0](times), over_floor[-1](times)
-        return [b / a for a, b in zip(smallest, largest, strict=True)]
+        small, large = (ratios(f"ours {s}", f"floor {s}")(times) for s in ("small", "large"))
+        return [b / a for a, b in zip(small, large, strict=True)]
 
     times = interleaved(turns, plan, [(growth, HIGHEST_GROWTH)])
-    floor = [ratio(times, f"floor {case}", "floor 0") for case in range(len(pairs))]
-    ours = [value * median(of(times)) for value, of in zip(floor, over_floor, strict=True)]
-    return Curve(ours, floor, median(growth(times)))
-
-
-def draw(curves: Mapping[str, Curve], plan: Plan, path: Path) -> None:
-    """Save one panel for each curve."""
-    fields = {"picture_size": "side", "batch_size": "batch", "prompt_length": "chunks"}
-    places = {
-        name: [getattr(case, fields.get(name, name)) for case in cases]
-        for name, cases in plan.growth.items()
-    }
-    plot_growth({name: (ours, floor) for name, (ours, floor, _) in curves.items()}, places, path)
+    return {"growth_time": median(growth(times))}
 
 
 def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
@@ -298,13 +243,10 @@ def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     figures = measure_training(models, plan)
     logger.info("training: %s", figures)
     figures |= measure_sampling(models, plan)
-    curves = measure_growth(models, plan)
-    if curves:
-        draw(curves, plan, OUTPUT / "growth.png")
-    figures |= {f"growth_{name}": curve.growth for name, curve in curves.items()}
+    figures |= measure_growth(models, plan)
     del models  # there may be no room for two more beside it
     comfy.model_management.unload_all_models()
-    figures |= measure_memory(checkpoint, plan.side)
+    figures |= measure_memory(checkpoint, plan)
     logger.info("all of %s: %s", checkpoint.name, figures)
     return figures
 

@@ -34,7 +34,7 @@ MEASURING = ("jobs", "lora", "measures", "methods", "subjects")
 class Job:
     """Learn subject ``number`` of ``seed`` by ``method``, draw ``prompts`` prompts, measure.
 
-    ``method`` is one of ``methods.METHODS``, "class_word", which learns nothing, or "named", where
+    ``method`` is one of ``methods.TITLES``: "class_word" learns nothing, and with "named"
     ``number`` counts people whom the miniature knows by name. ``overrides`` are the settings that
     differ from the method's own. ``draws`` is the number of pictures for each prompt.
     """
@@ -45,7 +45,6 @@ class Job:
     prompts: int
     draws: int
     kind: str = "person"
-    photos: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,8 +70,7 @@ def run_job(job: Job) -> Figures:
         if job.method == "class_word":
             learned = Learned(mini.model, mini.clip, job.kind)
         else:
-            photos = subject.photos(job.photos)
-            learned = learn(mini, job.method, photos, job.kind, job.overrides)
+            learned = learn(mini, job.method, subject.photos(1), job.kind, job.overrides)
     wished = [wish for wish in asked for _ in range(job.draws)]
     noise = noise_seeds(job.seed, job.number, len(wished))
     pictures = draw(mini, learned, wished, noise, job.kind)

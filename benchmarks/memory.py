@@ -1,6 +1,7 @@
 """The peak memory of one training, in a process of its own.
 
-``python -m benchmarks.memory identity|floor CHECKPOINT SIDE`` prints one JSON object.
+``python -m benchmarks.memory identity|floor CHECKPOINT CASE`` prints one JSON object; ``CASE`` is
+one, too, of the fields of :class:`Case`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_in_own_process(kind: str, checkpoint: Path, side: int) -> dict[str, int]:
+def peak_in_own_process(kind: str, checkpoint: Path, case: Case) -> dict[str, int]:
     """:func:`measure` in a new process. Raises ``CalledProcessError`` if that fails."""
-    command = [sys.executable, "-m", "benchmarks.memory", kind, str(checkpoint), str(side)]
+    asked = json.dumps(dataclasses.asdict(case))
+    command = [sys.executable, "-m", "benchmarks.memory", kind, str(checkpoint), asked]
     run = subprocess.run(
         command, cwd=comfyui.REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def measure(kind: str, checkpoint: Path, side: int) -> dict[str, int]:
+def measure(kind: str, checkpoint: Path, case: Case) -> dict[str, int]:
     """Bytes at the peak of three steps, of the whole process or of the GPU.
 
     ``unet_parameters`` tells how many bytes a second U-Net would take. The floor has transformers'
@@ -44,7 +46,7 @@ def measure(kind: str, checkpoint: Path, side: int) -> dict[str, int]:
     parameters = sum(parameter.numel() for parameter in models.unet.parameters())
     gc.collect()
     _reset_peak()
-    training(Case(side), 3)
+    training(case, 3)
     return {"peak": _peak(), "unet_parameters": parameters}
 
 
@@ -65,5 +67,5 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    figures = measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    figures = measure(sys.argv[1], Path(sys.argv[2]), Case(**json.loads(sys.argv[3])))
     sys.stdout.write(json.dumps(figures) + "\n")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
-from sefi_ide.sefi_core.comfyui.base_model import family_of
-from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
-from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
-from sefi_ide.sefi_core.comfyui.learning import denoiser as predictor
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.file import to_bytes
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.photos import Photo
@@ -29,6 +25,7 @@ LORA = "lora"
 _PLAIN = {"background_weight": 1.0, "captions": ()}
 _FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
 _INVERSION = {"stages": 1, "parametrisation": "shared", **_FREE}
+_ONE_STAGE = {"stages": 1, "parametrisation": "direct"}
 IDENTITY_METHODS: dict[str, dict[str, Any]] = {
     "textual_inversion": {**_INVERSION, **_PLAIN},
     "textual_inversion_prepared": _INVERSION,
@@ -41,11 +38,35 @@ IDENTITY_METHODS: dict[str, dict[str, Any]] = {
         "leak_weight": 0.0,
         **_PLAIN,
     },
-    "sefi_no_attention_loss": _FREE,
+    "sefi_no_attention_loss": {**_ONE_STAGE, **_FREE},
+    "sefi_swept": _ONE_STAGE,
     "sefi": {},
 }
 """What each method changes of the pack's defaults."""
-METHODS = (*IDENTITY_METHODS, LORA)
+SWEPT: dict[str, dict[str, tuple[float, int]]] = {
+    "person": {
+        "textual_inversion": (5e-3, 900),
+        "textual_inversion_prepared": (5e-3, 900),
+        "per_stage_5": (5e-3, 900),
+        "per_stage_10": (5e-3, 900),
+        LORA: (5e-4, 900),
+        "sefi_paper": (2e-2, 900),
+        "sefi_no_attention_loss": (5e-3, 900),
+        "sefi_swept": (2e-2, 300),
+    },
+    "robot": {
+        "textual_inversion": (1.25e-3, 900),
+        "textual_inversion_prepared": (1.25e-3, 900),
+        "per_stage_5": (2e-2, 900),
+        "per_stage_10": (2e-2, 900),
+        LORA: (5e-4, 900),
+        "sefi_paper": (2e-2, 900),
+        "sefi_no_attention_loss": (5e-3, 300),
+        "sefi_swept": (1.25e-3, 900),
+    },
+}
+"""Learning rate and steps at which each method was at its best, by class: the first rows of
+``docs/sweep_people.md`` and ``docs/sweep_robots.md``. SeFi was swept with one stage."""
 TITLES = {
     "class_word": "class word (floor)",
     "textual_inversion": "textual inversion",
@@ -54,19 +75,12 @@ TITLES = {
     "per_stage_10": "10 stages, K = V (ProSpect-like)",
     "lora": "LoRA (core's Train LoRA node)",
     "sefi_paper": "SeFi (as published)",
-    "sefi_no_attention_loss": "SeFi (without attention loss)",
-    "sefi_swept": "SeFi (at the best of its sweep)",
+    "sefi_no_attention_loss": "SeFi (one stage, without attention loss)",
+    "sefi_swept": "SeFi (one stage, at the best of its sweep)",
     "sefi": "SeFi (the pack's defaults)",
     "named": "known by name (ceiling)",
 }
 PLACEHOLDER = "subject"
-INITIAL = ("class word", "zero", "random")
-"""What training can start from; the pack starts from the first."""
-STRENGTHS = ("strength_k", "strength_v", "start_percent", "end_percent")
-"""What overrides can have of :class:`AppliedIdentity`, for drawing."""
-MASKS = ("head", "ellipse", "larger ellipse", "none")
-"""Which masks photos can have: the head as it was drawn; an ellipse over it, as SeFi Face Mask
-makes one, that touches the head's bounding box or is a quarter larger; none."""
 
 
 class Learned(NamedTuple):
@@ -82,6 +96,16 @@ class Learned(NamedTuple):
     size: int = 0
 
 
+def swept(method: str, kind: str) -> dict[str, Any]:
+    """The settings of :data:`SWEPT`; none for a method that was not swept.
+
+    ``kind`` is a class of the miniature's world, "person" or "robot".
+    """
+    if method not in SWEPT[kind]:
+        return {}
+    return dict(zip(("learning_rate", "steps"), SWEPT[kind][method], strict=True))
+
+
 def learn(
     mini: MiniSDRuntime,
     method: str,
@@ -89,24 +113,18 @@ def learn(
     class_word: str,
     overrides: Mapping[str, Any],
 ) -> Learned:
-    """Learn who is in the photos.
-
-    ``overrides`` are ``learning_rate``, ``steps`` and the like, and :data:`STRENGTHS`.
-    """
+    """Learn who is in the photos; ``overrides`` are ``learning_rate``, ``steps`` and the like."""
     started = time.monotonic()
     if method == LORA:
         return _learn_lora(mini, photos, class_word, overrides, started)
-    training = {name: value for name, value in overrides.items() if name not in STRENGTHS}
-    strengths = {name: value for name, value in overrides.items() if name in STRENGTHS}
-    identity = learn_identity(mini, method, photos, class_word, training)
+    identity = learn_identity(mini, method, photos, class_word, overrides)
     seconds = time.monotonic() - started
-    learned = with_identity(mini, identity, **strengths)
-    return learned._replace(seconds=seconds, size=len(to_bytes(identity)))
+    return with_identity(mini, identity)._replace(seconds=seconds, size=len(to_bytes(identity)))
 
 
-def with_identity(mini: MiniSDRuntime, identity: Identity, **strengths: float) -> Learned:
-    """MODEL and CLIP with the identity applied; ``strengths`` are some of :data:`STRENGTHS`."""
-    model, clip = apply_identity(mini.model, mini.clip, AppliedIdentity(identity, **strengths))
+def with_identity(mini: MiniSDRuntime, identity: Identity) -> Learned:
+    """MODEL and CLIP with the identity applied."""
+    model, clip = apply_identity(mini.model, mini.clip, AppliedIdentity(identity))
     return Learned(model, clip, identity.placeholder)
 
 
@@ -117,49 +135,12 @@ def learn_identity(
     class_word: str,
     overrides: Mapping[str, Any],
 ) -> Identity:
-    """The identity that one of ``IDENTITY_METHODS`` learns.
-
-    Beside settings, ``overrides`` may have three things that are no settings of the pack:
-    ``initial``, one of ``INITIAL``; ``levels``, those of the U-Net whose attention counts; and
-    ``mask``, one of ``MASKS``.
-    """
+    """The identity that one of ``IDENTITY_METHODS`` learns."""
     changed = {**IDENTITY_METHODS[method], **overrides}
-    initial, levels = changed.pop("initial", INITIAL[0]), changed.pop("levels", predictor.LEVELS)
-    mask = changed.pop("mask", MASKS[0])
-    photos = [with_mask(photo, mask) for photo in photos]
     settings = TrainingSettings(**{**changed, "resolution": 128, "preview_every": 0})
-    start = None if initial == INITIAL[0] else _start(mini, class_word, settings, initial)
-    with mock.patch.object(predictor, "LEVELS", tuple(levels)):
-        return train_identity(
-            mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings, start
-        ).identity
-
-
-def with_mask(photo: Photo, kind: str) -> Photo:
-    """A photo, whose mask is that of the head, with a mask of :data:`MASKS`."""
-    if kind == "head":
-        return photo
-    if kind == "none":
-        return photo._replace(mask=None)
-    size = 1.25 if kind == "larger ellipse" else 1.0
-    rows, columns = (photo.mask > 0.5).nonzero(as_tuple=True)
-    distance = 0.0
-    for places, side in ((rows, 0), (columns, 1)):
-        low, high = places.min().item(), places.max().item() + 1
-        centres = torch.arange(photo.mask.shape[side]) + 0.5
-        along = (2 * centres - low - high) / (size * (high - low))
-        distance = distance + along.square().unsqueeze(1 - side)
-    return photo._replace(mask=(distance <= 1).float())
-
-
-def _start(mini, class_word: str, settings: TrainingSettings, initial: str) -> Identity:
-    """An identity to start from that is not the class word's."""
-    ((encoder, rows),) = class_word_embedding(mini.clip, class_word).items()
-    shape = settings.stages, *rows.shape
-    spread = rows.std() if initial == "random" else 0.0
-    vectors = spread * torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
-    start = {encoder: vectors}
-    return Identity(PLACEHOLDER, class_word, family_of(mini.model), start, start)
+    return train_identity(
+        mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings
+    ).identity
 
 
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:

@@ -1,17 +1,17 @@
 """``make bench-quality``: does SeFi learn an identity better than its alternatives?
 
-Every method is measured with the learning rate and steps that won its sweep (``make bench-sweep``),
-on subjects that neither the miniature nor the sweep has seen. The pack's defaults are measured as
-they are too, whatever won; the bars are for them.
+Every method is measured with the learning rate and steps that won its sweep
+(``methods.SWEPT``), on subjects that neither the miniature nor the sweep has seen. The pack's
+defaults are measured as they are too, whatever won; the bars are for them.
 Finished work is kept in ``output/bench-quality``, so a stopped run goes on where it was.
 
 Settings from the environment: ``SEEDS`` ("1 2" by default) chooses subjects and prompts;
 ``SUBJECTS``, ``PROMPTS`` and ``DRAWS`` how many subjects for each seed, prompts and pictures of
 each; ``KIND`` (person, robot) the class; ``METHODS`` some of the methods, to measure no others
 beside the defaults, class word and named people. ``QUICK=1`` is a small run, 15 minutes at most on
-two cores. These two have folders of their own. Writes ``results.json``, ``table.md`` and
-``id_prompt.png`` to the output folder; the last line is one JSON object of [mean, low, high] per
-method and figure; exits with 1 when a bar is missed.
+two cores. These two have folders of their own. Writes ``results.json`` and, to be copied into a
+page of ``docs/``, ``table.md`` and ``id_prompt.png`` to the output folder. The last line is one
+JSON object of [mean, low, high] per method and figure; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from .comfyui import REPOSITORY
 from .commit import measured_at
 from .jobs import Figures, Job, run_all
 from .measures import interval, interval_text
-from .methods import LORA, TITLES
+from .methods import LORA, TITLES, swept
 from .plots import plot_id_prompt
 from .subjects import VALIDATION_SEED
-from .sweep import published_winners
 
 logger = logging.getLogger(__name__)
 
@@ -62,38 +61,32 @@ class Size:
 FULL, QUICK = Size(16, 30, 2), Size(1, 10, 1)
 
 
-def contenders(winners: Mapping[str, dict]) -> dict[str, tuple[str, dict]]:
-    """The method and settings of each row of the table."""
-    return {
-        **{name: (name, winners.get(name, {})) for name in TITLES},
-        "sefi_swept": ("sefi", winners["sefi"]),
-        "sefi": ("sefi", {}),
-    }
+def chosen(names: Sequence[str]) -> list[str]:
+    """The methods that are named, and :data:`ALWAYS`, in the order of the table; all without names.
 
-
-def chosen(rows: Mapping[str, tuple[str, dict]], names: Sequence[str]) -> dict:
-    """Those of the :func:`contenders` that are named, and :data:`ALWAYS`; all without names."""
-    if unknown := set(names) - set(rows):
-        raise SystemExit(f"METHODS has {', '.join(sorted(unknown))}: choose of {', '.join(rows)}")
-    wanted = {*names, *ALWAYS} if names else set(rows)
-    return {name: row for name, row in rows.items() if name in wanted}
+    Raises ``SystemExit`` for a name that no method has.
+    """
+    if unknown := set(names) - set(TITLES):
+        raise SystemExit(f"METHODS has {', '.join(sorted(unknown))}: choose of {', '.join(TITLES)}")
+    wanted = {*names, *ALWAYS} if names else set(TITLES)
+    return [name for name in TITLES if name in wanted]
 
 
 def benchmark(
     seeds: Sequence[int],
     kind: str,
     size: Size,
-    methods: Mapping[str, tuple[str, dict]],
+    methods: Sequence[str],
     store: Path,
 ) -> dict[str, list[Figures]]:
-    """The figures of some of the :func:`contenders` for every subject."""
+    """The figures of these methods for every subject."""
     jobs = {
         name: [
-            Job(method, seed, number, size.prompts, size.draws, kind, overrides=settings)
+            Job(name, seed, number, size.prompts, size.draws, kind, overrides=swept(name, kind))
             for number in range(size.subjects)
             for seed in seeds
         ]
-        for name, (method, settings) in methods.items()
+        for name in methods
     }
     by_subject = [job for same in zip(*jobs.values(), strict=True) for job in same]
     done = run_all(by_subject, store)
@@ -202,8 +195,7 @@ def main() -> int:
     asked = {name: os.environ.get(name.upper()) for name in asdict(size)}
     size = replace(size, **{name: int(value) for name, value in asked.items() if value})
     some = (os.environ.get("METHODS") or "").split()
-    methods = chosen(contenders(published_winners(kind)), some)
-    rows = benchmark(seeds, kind, size, methods, OUTPUT / kind / "rows.jsonl")
+    rows = benchmark(seeds, kind, size, chosen(some), OUTPUT / kind / "rows.jsonl")
     output = OUTPUT / kind / ("quick" if quick else "some" if some else "")
     output.mkdir(parents=True, exist_ok=True)
     figures = summary(rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ from sefi_ide.benchmarks import comfyui, contenders, cost, lora
 
 SIDE = 64
 CASE = contenders.Case(SIDE)
-GROWTH = {"photos": (CASE, replace(CASE, photos=2))}
-PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=GROWTH, most_rounds=1)
+LARGE = contenders.Case(SIDE, batch=2, photos=2, chunks=2)
+PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=(CASE, LARGE), most_rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,31 @@ def test_all_ratios_are_measured(models):
     assert all(map(math.isfinite, figures.values())) and min(ratios.values()) > 0
 
 
-def test_growth_is_measured_and_drawn(models, tmp_path):
-    curves = cost.measure_growth(models, PLAN)
-    assert {name: (len(c.ours), len(c.floor)) for name, c in curves.items()} == {
-        "photos": (2, 2),
-        "identities": (4, 4),
+def test_growth_compares_a_small_training_with_a_large_one(models, monkeypatch):
+    """The large case of ours takes three times what its floor takes, the small one twice."""
+    seconds = {"IdentityTraining": {CASE: 2.0, LARGE: 12.0}, "Floor": {CASE: 1.0, LARGE: 4.0}}
+    for name, of in seconds.items():
+        monkeypatch.setattr(cost, name, lambda _, of=of: lambda case, steps: [of[case]])
+    assert cost.measure_growth(models, PLAN) == {"growth_time": pytest.approx(1.5)}
+    assert cost.measure_growth(models, replace(PLAN, growth=None)) == {}
+
+    def peak(kind, checkpoint, case):
+        peak = {"identity": {CASE: 110, LARGE: 360}, "floor": {CASE: 100, LARGE: 300}}[kind][case]
+        return {"peak": peak, "unet_parameters": 20}
+
+    monkeypatch.setattr(cost, "peak_in_own_process", peak)
+    assert cost.measure_memory(Path("any"), PLAN) == {
+        "memory_over_floor": pytest.approx(1.1),
+        "memory_bytes_per_unet_parameter": pytest.approx(0.5),
+        "growth_memory": pytest.approx(1.2 / 1.1),
     }
-    for curve in curves.values():
-        over_floor = [a / b for a, b in zip(curve.ours, curve.floor, strict=True)]
-        assert curve.growth == pytest.approx(over_floor[-1] / over_floor[0])
-    cost.draw(curves, PLAN, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_the_large_training_is_larger_in_all_respects(models):
+    small, large = cost.miniature_plan().growth
+    assert all(a < b for a, b in zip(astuple(small), astuple(large), strict=True))
+    figures = cost.measure_growth(models, PLAN)
+    assert figures.keys() == {"growth_time"} and math.isfinite(figures["growth_time"])
 
 
 def test_rounds_go_on_until_a_figure_is_on_one_side_of_its_bar(caplog):
@@ -71,10 +85,10 @@ def test_rounds_go_on_until_a_figure_is_on_one_side_of_its_bar(caplog):
 
 def test_a_missed_bar_is_named():
     good = {name: 0.5 for name in cost.HIGHEST}
-    assert cost.missed({"miniature": good | {"growth_photos": 1.0}}) == []
-    assert cost.missed({"miniature": good | {"step_over_floor": 2.0, "growth_photos": 3.0}}) == [
+    assert cost.missed({"miniature": good | {"growth_time": 1.0}}) == []
+    assert cost.missed({"miniature": good | {"step_over_floor": 2.0, "growth_time": 3.0}}) == [
         "miniature: step_over_floor is 2.000, the bar is 1.15",
-        "miniature: growth_photos is 3.000, the bar is 1.10",
+        "miniature: growth_time is 3.000, the bar is 1.10",
     ]
 
 

@@ -45,7 +45,7 @@ def test_results_count_as_of_another_version_when_code_or_weights_change(tmp_pat
     assert len({*versions}) == 1 + len(matters)
 
 
-def test_a_job_learns_from_as_many_photos_and_with_the_settings_that_it_says(monkeypatch):
+def test_a_job_learns_from_one_photo_and_with_the_settings_that_it_says(monkeypatch):
     class Learned(Exception):
         pass
 
@@ -54,8 +54,8 @@ def test_a_job_learns_from_as_many_photos_and_with_the_settings_that_it_says(mon
 
     monkeypatch.setattr(methods, "learn", learn)
     with pytest.raises(Learned) as learned:
-        jobs.run_job(jobs.Job("lora", 1, 0, 1, 1, "robot", photos=3, overrides={"steps": 5}))
-    assert learned.value.args == ("lora", 3, "robot", {"steps": 5})
+        jobs.run_job(jobs.Job("lora", 1, 0, 1, 1, "robot", overrides={"steps": 5}))
+    assert learned.value.args == ("lora", 1, "robot", {"steps": 5})
 
 
 def test_a_job_draws_and_measures():

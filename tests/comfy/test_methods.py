@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from sefi_ide.benchmarks import lora, measures, methods, subjects
+from sefi_ide.benchmarks import lora, methods, subjects
 from sefi_ide.sefi_core.identity.file import to_bytes
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
-
-from .learning import learned
+from sefi_ide.tools.comfyui import REPOSITORY
 
 NOT_PREPARED = {"background_weight": 1.0, "captions": ()}
 FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
+STAGES = TrainingSettings().stages
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,8 @@ FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
         ("per_stage_10", 10, False, {**FREE, **NOT_PREPARED}),
         ("sefi_paper", 5, True, {"attention_weight": 0.003, "leak_weight": 0.0, **NOT_PREPARED}),
         ("sefi_no_attention_loss", 1, True, FREE),
-        ("sefi", 1, True, {}),
+        ("sefi_swept", 1, True, {}),
+        ("sefi", STAGES, True, {}),
     ],
 )
 def test_methods_are_what_their_titles_say(mini, monkeypatch, method, stages, split, settings):
@@ -61,27 +62,18 @@ def test_the_lora_is_trained_as_it_was_asked_and_then_applied(mini, monkeypatch)
     assert known.model.patches and not mini.model.patches
 
 
-def test_an_identity_can_be_drawn_at_other_strengths(mini):
-    photos = subjects.Subject(1, 0).photos(1)
-
-    def drawn(**settings):
-        known = methods.learn(mini, "sefi", photos, "person", {"steps": 2, **settings})
-        return measures.draw(mini, known, [{"scene": "beach"}], [1], "person")
-
-    nothing_learned = drawn(learning_rate=1e-8)
-    without, values = (
-        drawn(learning_rate=0.05, strength_k=0.0, strength_v=strength) for strength in (0.0, 1.0)
-    )
-    torch.testing.assert_close(without, nothing_learned, atol=2e-3, rtol=0)
-    assert (values - without).abs().mean() > 5e-3
-
-
-def test_training_can_start_elsewhere_and_look_at_other_levels(mini):
-    zero, random, usual = (
-        learned(mini, initial=initial, learning_rate=1e-6).key_vectors["l"]
-        for initial in ("zero", "random", "class word")
-    )
-    assert zero.abs().max() < 1e-4 < random.std()
-    assert (usual - random).abs().mean() > 0.01
-    half, quarter = (learned(mini, levels=levels).key_vectors["l"] for levels in ([2], [4]))
-    assert not torch.equal(half, quarter)
+@pytest.mark.parametrize("kind", ["person", "robot"])
+def test_whatever_learns_has_settings_of_a_sweep_but_the_defaults(kind):
+    learning = {*methods.IDENTITY_METHODS, methods.LORA}
+    assert methods.TITLES.keys() == learning | {"class_word", "named"}
+    for method in methods.TITLES:
+        wanted = {"learning_rate", "steps"} if method in learning - {"sefi"} else set()
+        assert methods.swept(method, kind).keys() == wanted
+    page = f"sweep_{'people' if kind == 'person' else 'robots'}.md"
+    lines = (REPOSITORY / "docs" / page).read_text(encoding="utf-8").splitlines()
+    titles = {**methods.TITLES, "sefi_swept": "SeFi"}
+    titles["sefi_no_attention_loss"] = "SeFi (without attention loss)"
+    for method in methods.SWEPT[kind]:
+        best = next(line for line in lines if line.startswith(f"| {titles[method]} |"))
+        rate, steps = methods.SWEPT[kind][method]
+        assert best.startswith(f"| {titles[method]} | {rate:g} | {steps} | 12 |")

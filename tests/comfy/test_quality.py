@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sefi_ide.benchmarks import quality, subjects, sweep
+from sefi_ide.benchmarks import methods, quality, subjects
 from sefi_ide.benchmarks.measures import interval
 
 GOOD = {
@@ -90,15 +90,30 @@ def test_the_summary_compares_the_same_subjects():
 
 
 def test_a_run_with_some_methods_has_their_rows_and_their_bars():
-    rows = quality.contenders(sweep.published_winners("person"))
-    assert quality.chosen(rows, []) == rows
-    some = quality.chosen(rows, ["textual_inversion"])
-    assert list(some) == ["class_word", "textual_inversion", "sefi", "named"]
+    assert quality.chosen([]) == list(methods.TITLES)
+    some = quality.chosen(["textual_inversion"])
+    assert some == ["class_word", "textual_inversion", "sefi", "named"]
     with pytest.raises(SystemExit, match="dreambooth.*choose of class_word, textual_inversion"):
-        quality.chosen(rows, ["dreambooth"])
+        quality.chosen(["dreambooth"])
     bad = changed("sefi", leak=0.21)
     assert any("leak" in line for line in quality.missed(rows_of({n: bad[n] for n in some})))
     assert quality.missed(rows_of({n: bad[n] for n in quality.ALWAYS})) == []
+
+
+def test_every_method_but_the_defaults_has_what_won_its_sweep(tmp_path, monkeypatch):
+    wanted = []
+
+    def run_all(jobs, store):
+        wanted.extend(jobs)
+        return {job.key: job.overrides for job in jobs}
+
+    monkeypatch.setattr(quality, "run_all", run_all)
+    size = quality.Size(2, 1, 1)
+    rows = quality.benchmark([1, 3], "robot", size, quality.chosen([]), tmp_path / "rows")
+    assert rows == {name: 4 * [methods.swept(name, "robot")] for name in methods.TITLES}
+    assert rows["sefi"][0] == {} != rows["sefi_swept"][0]
+    found = {(job.method, job.seed, job.number, job.kind) for job in wanted}
+    assert found == {(n, s, i, "robot") for n in methods.TITLES for s in (1, 3) for i in (0, 1)}
 
 
 def forget_settings(monkeypatch):
