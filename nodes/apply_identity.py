@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..sefi_core.comfyui.apply import apply_identity
-from ..sefi_core.comfyui.clip.encoder import AppliedIdentity
+from ..sefi_core.comfyui.methods import METHODS
 from ..sefi_core.errors import raised_by
 from ..sefi_core.identity.identity import Identity
 from .types import CATEGORY, SEFI_IDENTITY
@@ -102,6 +102,7 @@ class SeFiApplyIdentity(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        applied = AppliedIdentity(identity, strength_k, strength_v, start_percent, end_percent)
+        method = METHODS[identity.kind]
+        applied = method(identity, strength_k, strength_v, start_percent, end_percent)
         with raised_by(DISPLAY_NAME):
             return io.NodeOutput(*apply_identity(model, clip, applied))

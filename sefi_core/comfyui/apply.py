@@ -7,13 +7,13 @@ from comfy.sd import CLIP
 
 from ..errors import SeFiError
 from .base_model import family_of
-from .clip.encoder import AppliedIdentity, apply_to_clip
+from .clip.encoder import Applied, apply_to_clip
 from .clip.tokens import check_clip, token_widths
 from .unet.sampling import apply_to_model
 
 
 def apply_identity(
-    model: ModelPatcher, clip: CLIP | None, applied: AppliedIdentity
+    model: ModelPatcher, clip: CLIP | None, applied: Applied
 ) -> tuple[ModelPatcher, CLIP]:
     """Clones of MODEL and CLIP that know the identity's placeholder.
 

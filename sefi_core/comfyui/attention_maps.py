@@ -9,19 +9,18 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ..attention.heat_maps import added_up
 from ..attention.maps import attention_probabilities
 from ..errors import SeFiError
-from .base_model import LEVELS, cross_attention_layers, training_sigmas, uncompiled
+from .base_model import Block, cross_attention_layers, training_sigmas, uncompiled
 from .clip.tokens import Tokens, check_clip, placeholders_in
 from .clip.words import word_columns
+from .unet.capture import PATCH, Layer, looking, previous_patch
 from .unet.sampling import uses_identities
 
-PATCH = "attn2"
 Tensor = torch.Tensor
 
 
@@ -78,8 +77,8 @@ def attention_maps(
         raise SeFiError(
             "latent holds values that are not numbers (NaN): check the node that made it"
         )
-    recorder = Recorder(columns, samples.shape)
-    guider = comfy.samplers.CFGGuider(_recording(model, recorder))
+    recorder = Recorder(columns, len(samples))
+    guider = comfy.samplers.CFGGuider(_recording(model, recorder, samples.shape[2]))
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
@@ -98,33 +97,29 @@ def attention_maps(
 
 
 class Recorder:
-    """Keeps the attention of the layers at :data:`LEVELS`.
+    """Keeps where words look, in every layer that it is shown.
 
-    ``columns`` maps a word to its tokens of the context; ``shape`` is that of the latents.
+    ``columns`` maps a word to its tokens of the context; ``latents`` is their number.
     """
 
-    def __init__(self, columns: dict[str, list[int]], shape: torch.Size) -> None:
+    def __init__(self, columns: dict[str, list[int]], latents: int) -> None:
         self.columns = columns
-        self.shape = shape
-        self.maps: dict[tuple[Any, ...], Tensor] = {}
+        self.latents = latents
+        self.maps: dict[Block, Tensor] = {}
         """Block -> the maps of its layer, (words * latents, height, width)."""
 
-    def record(self, q: Tensor, k: Tensor, extra_options: dict[str, Any]) -> None:
-        """Keep the maps of a layer, if it is at one of the levels and has none.
+    def look(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep the maps of a layer that has none; see :data:`capture.Look`.
 
         Guidance such as PAG and SAG asks the model again, for something it then leads away from.
-
-        ``q`` (rows, pixels, channels) and ``k`` (rows, tokens, channels) are the layer's.
         """
-        height, width = extra_options["activations_shape"][-2:]
-        block = *extra_options["block"], extra_options["block_index"]
-        if round(self.shape[2] / height) not in LEVELS or block in self.maps:
+        if layer.block in self.maps:
             return
-        attention = attention_probabilities(q, k, extra_options["n_heads"]).mean(1)
+        attention = attention_probabilities(q, k, layer.heads).mean(1)
         # More rows than latents are the same prompt again, as the negative.
-        attention = attention[: self.shape[0]].unflatten(1, (height, width))
+        attention = attention[: self.latents].unflatten(1, layer.size)
         maps = [attention[..., columns].sum(-1) for columns in self.columns.values()]
-        self.maps[block] = torch.stack(maps).flatten(0, 1).float().cpu()
+        self.maps[layer.block] = torch.stack(maps).flatten(0, 1).float().cpu()
 
 
 class OneStep(comfy.samplers.Sampler):
@@ -145,39 +140,21 @@ class OneStep(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         base = model_wrap.inner_model
-        sigma = training_sigmas(base)[self.timestep].to(noise)
+        sigma = training_sigmas(base.model_sampling, base.model_config)[self.timestep].to(noise)
         noised = base.model_sampling.noise_scaling(sigma, noise, latent_image)
         model_wrap(noised, sigma.expand(len(noised)), **extra_args)
         return latent_image
 
 
-def _recording(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+def _recording(model: ModelPatcher, recorder: Recorder, height: int) -> ModelPatcher:
     """A clone of the MODEL whose cross-attention is recorded and otherwise what it was."""
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     replaced = options.get("patches_replace", {}).get(PATCH, {})
     for block in cross_attention_layers(clone.model.diffusion_model):
-        # ComfyUI looks for a patch of the layer first, then for one of the whole block.
-        previous = replaced.get(block, replaced.get(block[:2]))
-        clone.set_model_attn2_replace(_recorded(recorder, previous), *block)
+        patch = looking(recorder.look, height, previous_patch(replaced, block))
+        clone.set_model_attn2_replace(patch, *block)
     return clone
-
-
-def _recorded(recorder: Recorder, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        recorder.record(q, k, extra_options)
-        if previous is not None:
-            return previous(q, k, v, extra_options)
-        return optimized_attention(
-            q,
-            k,
-            v,
-            extra_options["n_heads"],
-            attn_precision=extra_options["attn_precision"],
-            transformer_options=extra_options,
-        )
-
-    return attend
 
 
 def _columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import (
     ModelSamplingDiscrete,
     ModelSamplingDiscreteEDM,
     StableCascadeSampling,
 )
+from comfy.supported_models_base import BASE
 
 from ..stages import TRAINING_TIMESTEPS
 
-FAMILIES = {
+_FAMILY_CLASSES = {
     comfy.supported_models.SD15: "sd1",
     comfy.supported_models.SD20: "sd2",
     comfy.supported_models.SDXL: "sdxl",
 }
-
-LEVELS = (2, 4)
-"""The latent's side through that of the layers whose attention maps are looked at."""
 
 Block = tuple[str, int, int]
 """A transformer block as ComfyUI's attention patches name it: part, number, index."""
@@ -33,26 +31,26 @@ Block = tuple[str, int, int]
 def family_of(model: ModelPatcher) -> str:
     """The base model family of a MODEL as identities name it; for others ComfyUI's class name."""
     config = model.model.model_config
-    for supported, family in FAMILIES.items():
+    for supported, family in _FAMILY_CLASSES.items():
         if isinstance(config, supported):
             return family
     return type(config).__name__
 
 
-def training_sigmas(model: BaseModel) -> torch.Tensor:
+def training_sigmas(sampling: Any, config: BASE) -> torch.Tensor:
     """The sigma of every training timestep, ascending, (1000,).
 
-    Read from the sampling that is in force now, because nodes such as ModelSamplingDiscrete (LCM,
-    zero terminal SNR) change it. Continuous samplings have no training timesteps; for them it is
-    the schedule that the model was trained with.
+    ``sampling`` is the model's ``model_sampling`` that is in force, because nodes such as
+    ModelSamplingDiscrete (LCM, zero terminal SNR) change it; ``config`` its ``model_config``.
+    Continuous samplings have no training timesteps; for them it is the schedule that the model was
+    trained with.
     """
-    sampling = model.model_sampling
     # These two are subclasses whose timesteps are not in [0, 1000).
     discrete = isinstance(sampling, ModelSamplingDiscrete) and not isinstance(
         sampling, (ModelSamplingDiscreteEDM, StableCascadeSampling)
     )
     if not discrete:
-        sampling = ModelSamplingDiscrete(model.model_config)
+        sampling = ModelSamplingDiscrete(config)
     return sampling.sigma(torch.arange(TRAINING_TIMESTEPS))
 
 

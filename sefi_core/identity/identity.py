@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -32,6 +33,9 @@ class Identity:
     The tensors are private float32 copies on the CPU and no inference tensors, wherever they came
     from, so that training can go on from them.
     """
+
+    kind: ClassVar[str] = "tokens"
+    """What kind of identity it is: how its placeholder's places are filled."""
 
     name: str
     """Its placeholder in prompts is ``<name>``."""

@@ -76,7 +76,13 @@ class Prompt:
         }
         for name, ids in self.words.items():
             self.words[name] = ids[: ids.index(49407)]  # up to the end token
-        self.base = self._encode({})
+        self.base = self._encode(
+            {
+                name: self._moved(name, person.values.mean(0), person.strength_v)
+                for name, person in self.people.items()
+            }
+        )
+        """What leaves the CLIP: a textual inversion with the V vectors' mean over the stages."""
         self.cache: dict = {}
 
     def contexts(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,15 +95,19 @@ class Prompt:
                 person = self.people[name]
                 if stage is None:
                     continue
-                ids = torch.tensor(self.words[name])
-                word = self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()(ids)
                 for vectors, rows, strength in (
                     (chosen[0], person.keys[stage], person.strength_k),
                     (chosen[1], person.values[stage], person.strength_v),
                 ):
-                    vectors[name] = torch.lerp(word.float(), rows, strength)
+                    vectors[name] = self._moved(name, rows, strength)
             self.cache[key] = self._encode(chosen[0]), self._encode(chosen[1])
         return self.cache[key]
+
+    def _moved(self, name: str, rows: torch.Tensor, strength: float) -> torch.Tensor:
+        """Token embeddings on the line from the class word's to a person's."""
+        ids = torch.tensor(self.words[name])
+        word = self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()(ids)
+        return torch.lerp(word.float(), rows, strength)
 
     def _encode(self, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Encode with the n-th class word of the prompt replaced by its person's vectors."""

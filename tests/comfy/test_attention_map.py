@@ -18,10 +18,11 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from safetensors.torch import save_file
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
-from sefi_ide.sefi_core.comfyui import attention_maps as attention_maps_module
 from sefi_ide.sefi_core.comfyui.attention_maps import Recorder, attention_maps
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.comfyui.clip.words import word_columns
+from sefi_ide.sefi_core.comfyui.unet import capture
+from sefi_ide.sefi_core.comfyui.unet.capture import looking
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.oracle import (
@@ -98,16 +99,26 @@ def heads_of(model) -> int:
     return next(m.heads for m in modules if type(m).__name__ == "CrossAttention")
 
 
+def options_of(side: int) -> dict[str, object]:
+    """Of a layer with two heads and ``side`` squared queries."""
+    return {
+        "n_heads": 2,
+        "activations_shape": [1, 4, side, side],
+        "block": ("input", 1),
+        "block_index": 0,
+        "attn_precision": None,
+    }
+
+
 def test_a_word_looks_where_its_key_points():
     """Two heads; the left half's queries agree with token 2 and the right half's with token 5."""
-    recorder = Recorder({"left": [2], "right": [5], "both": [2, 5]}, torch.Size([1, 4, 8, 8]))
+    recorder = Recorder({"left": [2], "right": [5], "both": [2, 5]}, latents=1)
     k = torch.zeros(1, 7, 4)
     k[0, 2, [0, 2]] = k[0, 5, [1, 3]] = 20.0
     q = torch.zeros(1, 4, 4, 4)
     q[:, :, :2, [0, 2]] = q[:, :, 2:, [1, 3]] = 20.0
-    options = {"n_heads": 2, "activations_shape": [1, 4, 4, 4], "block": ("input", 1)}
-    options["block_index"] = 0
-    recorder.record(q.reshape(1, 16, 4), k, options)
+    attend = looking(recorder.look, 8)
+    attend(q.reshape(1, 16, 4), k, k, options_of(4))
     (maps,) = recorder.maps.values()
     left, right, both = maps
     torch.testing.assert_close(left, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(4, 4))
@@ -116,24 +127,17 @@ def test_a_word_looks_where_its_key_points():
 
 
 def test_levels_that_are_not_used():
-    recorder = Recorder({"a": [1]}, torch.Size([1, 4, 16, 16]))
+    recorder = Recorder({"a": [1]}, latents=1)
+    attend = looking(recorder.look, 16)
     for side in (16, 2):
-        recorder.record(
-            torch.zeros(1, side * side, 4),
-            torch.zeros(1, 7, 4),
-            {
-                "n_heads": 2,
-                "activations_shape": [1, 4, side, side],
-                "block": ("input", 1),
-                "block_index": 0,
-            },
-        )
+        q, k = torch.zeros(1, side * side, 4), torch.zeros(1, 7, 4)
+        assert attend(q, k, k, options_of(side)).shape == q.shape
     assert recorder.maps == {}
 
 
 def test_a_model_without_those_levels(world, monkeypatch):
     model, clip, latent = world
-    monkeypatch.setattr(attention_maps_module, "LEVELS", (64,))
+    monkeypatch.setattr(capture, "LEVELS", (64,))
     with pytest.raises(SeFiError, match="no cross-attention at half or a quarter"):
         attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED)
 

@@ -8,7 +8,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
-from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 

@@ -10,6 +10,7 @@ from sefi_ide.sefi_core.comfyui.clip.tokens import (
     PlaceholderToken,
     class_word_ids,
     encoder_names,
+    items_of,
     placeholder_ids,
     placeholders_in,
     substitute,
@@ -89,7 +90,7 @@ def test_more_vectors_than_class_word_tokens(mini_sd):
     applied = with_placeholders(clip, [identity(class_word="old man", vectors=4)])
     tokens = applied.tokenize("see <anna> there")
     old, man = class_word_ids(clip, "old man")
-    assert placeholder_ids(tokens["l"], "anna") == [old, man, man, man]
+    assert placeholder_ids(items_of(tokens["l"]), "anna") == [old, man, man, man]
     ids = [int(token) for token, _ in tokens["l"][0][2:7]]
     assert ids == [old, man, man, man, *class_word_ids(clip, "there")]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
-from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
 from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Batch
 

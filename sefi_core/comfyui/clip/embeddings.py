@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from comfy.sd import CLIP
+from comfy.sd1_clip import SDClipModel
 
-from .tokens import class_word_ids, encoder_names, token_widths
+from .tokens import class_word_ids, encoder_model, encoder_names, token_widths
 
 SD1_EMBEDDING_SIZE = 0.014
 """Root mean square of Stable Diffusion 1.x's token embeddings: 768 numbers of a norm of 0.39."""
@@ -20,19 +21,13 @@ def class_word_embedding(clip: CLIP, class_word: str) -> dict[str, torch.Tensor]
     clip.load_model()
     ids = class_word_ids(clip, class_word)
     return {
-        encoder: token_embeddings(clip.cond_stage_model, encoder, ids)
+        encoder: token_embeddings(encoder_model(clip, encoder), ids)
         for encoder in encoder_names(clip)
     }
 
 
-def token_embeddings(
-    text_encoder: torch.nn.Module, encoder: str, ids: Sequence[int]
-) -> torch.Tensor:
-    """Rows (len(ids), width) of an encoder's table of token embeddings, float32 on the CPU.
-
-    ``text_encoder`` is a loaded CLIP's ``cond_stage_model``.
-    """
-    model = getattr(text_encoder, f"clip_{encoder}")
+def token_embeddings(model: SDClipModel, ids: Sequence[int]) -> torch.Tensor:
+    """Rows (len(ids), width) of a loaded encoder's table of token embeddings, float32, CPU."""
     table = model.transformer.get_input_embeddings()
     device = model.execution_device or table.weight.device  # as SDClipModel.forward chooses it
     with torch.inference_mode():  # samplers have made ComfyUI's cast buffers in it
@@ -49,8 +44,8 @@ def embedding_units(clip: CLIP) -> dict[str, float]:
     clip.load_model()
     units = {}
     for encoder in token_widths(clip):
-        table = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings()
-        ids = range(0, table.weight.shape[0], max(1, table.weight.shape[0] // SAMPLED_ROWS))
-        rows = token_embeddings(clip.cond_stage_model, encoder, ids)
+        model = encoder_model(clip, encoder)
+        size = model.transformer.get_input_embeddings().weight.shape[0]
+        rows = token_embeddings(model, range(0, size, max(1, size // SAMPLED_ROWS)))
         units[encoder] = float(rows.square().mean().sqrt()) / SD1_EMBEDDING_SIZE
     return units

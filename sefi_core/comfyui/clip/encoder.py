@@ -1,211 +1,356 @@
 """The CLIP side: a text encoder that also encodes what the placeholders of a prompt stand for.
 
-The context that it returns is that of the prompt with the class words; it is signed, since prompts
-with another identity, or with the class word itself, have the same one. Beside it, for every stage,
-the same prompt is encoded with the identity's K vectors and with its V vectors in the place of the
-placeholder, each in a pass of its own; they go with the conditioning as a payload.
+Whoever encodes with it gets ordinary textual inversion: in the place of a placeholder stand the
+identity's V vectors, their mean over the stages. Beside that context, for every stage, the same
+prompt is encoded with the K vectors and with the V vectors of the stage, each in a pass of its own;
+they are registered for the context as a payload, and go with the conditioning.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from math import floor
-from types import MethodType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from comfy.sd import CLIP
 
 from ...identity.identity import Identity
-from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload, signed
+from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload
 from .embeddings import token_embeddings
-from .tokens import Tokens, Vectors, placeholder_ids, placeholders_in, substitute, with_placeholders
+from .tokens import (
+    PlaceholderToken,
+    Replacements,
+    Tokens,
+    items_of,
+    placeholder_ids,
+    placeholders_in,
+    replaced,
+    substitute,
+    with_placeholders,
+)
 
-REPLACED = "encode_token_weights"
+Role = Literal["key", "value"]
+
+REMEMBERED_TEXTS = 256
 
 
-@dataclass(frozen=True)
-class AppliedIdentity:
-    """An identity and how much of it to use.
-
-    Strengths move the token embeddings on the line from the class word's (0) to the identity's
-    (1); values outside weaken or exaggerate. Percents are of the sampling, 0 its start.
-    """
+class Applied(Protocol):
+    """An identity in a CLIP, of any kind: what the methods of :mod:`..methods` make of one."""
 
     identity: Identity
-    strength_k: float = 1.0
-    strength_v: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
+    start_percent: float
+    end_percent: float
 
-    def active(self, start: float, end: float) -> bool:
-        """Whether the identity is used all the way from ``start`` to ``end`` percent."""
-        changes_something = self.strength_k != 0 or self.strength_v != 0
-        return changes_something and self.start_percent <= start and end <= self.end_percent
+    @property
+    def stages(self) -> int:
+        """Number of stages with vectors of their own."""
+        ...
+
+    def acts(self) -> bool:
+        """Whether it changes anything at all."""
+        ...
+
+    def rows(
+        self, encoder: str, role: Role, stage: int | None, class_word: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Token embeddings (vectors, width) for its placeholder, None to leave the class word.
+
+        ``stage`` None is their mean over the stages; ``class_word`` gives the embeddings
+        (positions, width) of the class word in the same places.
+        """
+        ...
 
 
-class IdentityEncoder:
-    """Replaces the method ``encode_token_weights`` of ComfyUI's text encoder.
+class Identities:
+    """The identities that are applied to a CLIP, by their names.
 
-    ``text_encoder`` is ComfyUI's own, ``original`` its replaced method, and ``applied`` maps the
-    identities' names to what is applied.
+    All clones of the CLIP share it, and so what it remembers: tokens that went through JSON come
+    as lists of plain numbers, and get their marks back where such a text was tokenised here.
     """
 
-    def __init__(
-        self,
-        original: Callable[[Tokens], tuple[Any, ...]],
-        text_encoder: torch.nn.Module,
-        applied: Mapping[str, AppliedIdentity],
-    ) -> None:
-        self.original = original
-        self.text_encoder = text_encoder
+    def __init__(self, applied: Mapping[str, Applied]) -> None:
         self.applied = dict(applied)
+        self._remembered: OrderedDict[object, list[list[tuple[Any, ...]]]] = OrderedDict()
 
-    def __call__(self, tokens: Tokens) -> tuple[Any, ...]:
-        """Context, pooled output and, with placeholders in the prompt, a dict with the payload."""
-        applied = {
-            name: self.applied[name] for name in placeholders_in(tokens) if name in self.applied
-        }
-        if not applied:
-            return self.original(tokens)
-        context, pooled, *extra = self.original(tokens)
-        payload = self._payload(tokens, applied, context, pooled)
-        if payload["phases"]:
-            context = payload["base"].clone()  # the registry must not keep the context itself alive
-            REGISTRY.add(context, payload)
-            pooled = payload["pooled"]  # not the class word's; see find_segments
-            extra = [{**(extra[0] if extra else {}), CONDITIONING_KEY: [payload]}]
-        return context, pooled, *extra
+    def in_tokens(self, tokens: Tokens) -> dict[str, Applied]:
+        """Those whose placeholders are among the tokens and that change something."""
+        names = placeholders_in(tokens)
+        return {name: one for name, one in self.applied.items() if name in names and one.acts()}
 
-    def _payload(
-        self,
-        tokens: Tokens,
-        applied: Mapping[str, AppliedIdentity],
-        context: torch.Tensor,
-        pooled: torch.Tensor | None,
-    ) -> Payload:
-        encoded: dict[object, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    def rows(
+        self, model: torch.nn.Module, encoder: str, items: Sequence[Any], role: Role, stages: Stages
+    ) -> dict[str, torch.Tensor | None]:
+        """What takes the place of the placeholders of a text encoder's tokens.
 
-        def encode(
-            role: str, stages: Mapping[str, int]
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            call = role, tuple(sorted(stages.items()))
-            if call not in encoded:
-                vectors = self._vectors(tokens, role, applied, stages)
-                substituted = substitute(tokens, vectors)
-                encoded[call] = self.original(substituted)[:2] if vectors else (context, pooled)
-            return encoded[call]
-
-        phases = []
-        for start, end, names in _active_intervals(applied):
-            counts = {name: applied[name].identity.stages for name in names}
-            for stages in _stage_combinations(counts):
-                phases.append(
-                    {
-                        "start_percent": start,
-                        "end_percent": end,
-                        "stages": [[stages[name], counts[name]] for name in names],
-                        "key": encode("keys", stages)[0],
-                        "value": encode("values", stages)[0],
-                    }
+        ``model`` is the encoder; ``stages`` are those of the identities that act, by name: the
+        others' placeholders become their class word.
+        """
+        found: dict[str, torch.Tensor | None] = {}
+        for name, one in self.applied.items():
+            ids = placeholder_ids(items, name)
+            if not ids:
+                continue  # it may be in the other one of SDXL's two prompts
+            found[name] = None
+            if name in stages:
+                found[name] = one.rows(
+                    encoder, role, stages[name], lambda ids=ids: token_embeddings(model, ids)
                 )
-        for _, identity_pooled in encoded.values():
-            if pooled is not None and not torch.equal(identity_pooled, pooled):
-                pooled = identity_pooled
-                break
-        return {
-            "names": " ".join(sorted(applied)),
-            "base": signed(context, _signature(applied)),
-            "pooled": pooled,
-            "phases": phases,
+        return found
+
+    def remember(self, tokens: Tokens) -> None:
+        """Note where placeholders are, for when the tokens come back without marks."""
+        if not placeholders_in(tokens):
+            return
+        for encoder, chunks in tokens.items():
+            self._remembered[encoder, _plain(chunks)] = chunks
+        while len(self._remembered) > REMEMBERED_TEXTS:
+            self._remembered.popitem(last=False)
+
+    def restored(self, encoder: str, chunks: Any) -> Any:
+        """The tokens of one encoder, marked again if they are of JSON, which has no tuples."""
+        if not any(isinstance(pair, list) for chunk in chunks for pair in chunk):
+            return chunks
+        return self._remembered.get((encoder, _plain(chunks)), chunks)
+
+
+Stages = Mapping[str, int | None]
+"""Identity name -> its current stage, None for the mean of all."""
+
+
+class _TextEncoder(torch.nn.Module):
+    """Mixed into ComfyUI's text encoder (``cond_stage_model``)."""
+
+    identities: Identities
+
+    def encode_token_weights(self, tokens: Tokens) -> tuple[Any, ...]:
+        """As many values as ever; what the U-Net needs besides is registered for the context."""
+        tokens = {
+            encoder: self.identities.restored(encoder, chunks) for encoder, chunks in tokens.items()
         }
-
-    def _vectors(
-        self,
-        tokens: Tokens,
-        role: str,
-        applied: Mapping[str, AppliedIdentity],
-        stages: Mapping[str, int],
-    ) -> Vectors:
-        """The token embeddings of the identities that are active, at their strengths."""
-        vectors = {}
-        for name, stage in stages.items():
-            strength = applied[name].strength_k if role == "keys" else applied[name].strength_v
-            if strength == 0:
-                continue  # the class word's ids stay
-            identity = applied[name].identity
-            learned = identity.key_vectors if role == "keys" else identity.value_vectors
-            vectors[name] = {encoder: rows[stage] for encoder, rows in learned.items()}
-            if strength != 1:
-                for encoder, rows in vectors[name].items():
-                    ids = placeholder_ids(tokens[encoder], name)
-                    if not ids:
-                        continue  # SDXL's two prompts may differ, and it is in the other one
-                    class_word = token_embeddings(self.text_encoder, encoder, ids)
-                    rows = torch.cat([rows, rows[-1:].expand(len(ids) - len(rows), -1)])
-                    vectors[name][encoder] = torch.lerp(class_word, rows, strength)
-        return vectors
+        encoded = super().encode_token_weights(tokens)
+        if applied := self.identities.in_tokens(tokens):
+            prompt = _Prompt(self, tokens, super().encode_token_weights)
+            payload = _payload(prompt, applied, encoded[0])
+            if payload is not None:
+                REGISTRY.add(encoded[0], payload, tells=prompt.tells(applied))
+        return encoded
 
 
-def identity_encoder(clip: CLIP) -> IdentityEncoder | None:
-    """The identity encoder of a CLIP that identities were applied to, else None."""
-    encoder = vars(clip.cond_stage_model).get(REPLACED)
-    return encoder if isinstance(encoder, IdentityEncoder) else None
+class _SingleEncoder(torch.nn.Module):
+    """Mixed into each of its encoders (``clip_l``, ``clip_g``)."""
+
+    identities: Identities
+    encoder_name: str
+
+    def encode_token_weights(self, token_weight_pairs: Any) -> tuple[Any, ...]:
+        """As ever, for tokens that come from JSON too."""
+        pairs = self.identities.restored(self.encoder_name, token_weight_pairs)
+        return super().encode_token_weights(pairs)
+
+    def process_tokens(self, tokens: Sequence[Sequence[Any]], device: torch.device) -> Any:
+        """Embed tokens; placeholders that are left become a textual inversion."""
+        if any(isinstance(item, PlaceholderToken) for chunk in tokens for item in chunk):
+            items = [item for chunk in tokens for item in chunk]
+            stages = {name: None for name, one in self.identities.applied.items() if one.acts()}
+            rows = self.identities.rows(self, self.encoder_name, items, "value", stages)
+            tokens = [[replaced(item, rows) for item in chunk] for chunk in tokens]
+        return super().process_tokens(tokens, device)
 
 
-def apply_to_clip(clip: CLIP, applied: AppliedIdentity) -> CLIP:
+class IdentityCLIP(CLIP):
+    """A CLIP whose conditioning carries what :class:`Identities` add to it."""
+
+    def clone(self, *args: Any, **kwargs: Any) -> CLIP:
+        """A clone of the same class."""
+        clone = super().clone(*args, **kwargs)
+        clone.__class__ = IdentityCLIP
+        return clone
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> Tokens:
+        """Tokens whose placeholders are marked."""
+        tokens = super().tokenize(text, return_word_ids, **kwargs)
+        if identities := applied_to(self):
+            identities.remember(tokens)
+        return tokens
+
+    def encode_from_tokens(
+        self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False
+    ) -> Any:
+        """As ever; with ``return_dict`` the payload is in the dict."""
+        encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        if return_dict and (payload := REGISTRY.of(encoded["cond"])):
+            encoded[CONDITIONING_KEY] = [payload]
+        return encoded
+
+
+def applied_to(clip: CLIP) -> Identities | None:
+    """The identities of a CLIP, None where there are none."""
+    return getattr(clip.cond_stage_model, "identities", None)
+
+
+def apply_to_clip(clip: CLIP, applied: Applied) -> CLIP:
     """A clone of ``clip`` that also understands the placeholder of the identity.
 
     Identities applied before stay; one of the same name is replaced. The clone's text encoder is
     another object over the same layers. An object patch of the patcher would not do: nodes for
     hooks and devices give a CLIP a patcher with another model, and go on encoding with its own.
     """
-    clone = with_placeholders(clip, [applied.identity])
-    previous = identity_encoder(clip)
-    # The encoder refers to the original only: a cycle would keep the weights of a checkpoint that
-    # nobody uses any more.
-    original = previous.text_encoder if previous else clip.cond_stage_model
-    # The class's method, because the object may have one that ComfyUI left of a patch.
-    method = MethodType(type(original).encode_token_weights, original)
-    encoder = IdentityEncoder(
-        clip.patcher.object_patches.get(REPLACED, method),
-        original,
-        {**(previous.applied if previous else {}), applied.identity.name: applied},
+    previous = applied_to(clip)
+    identities = Identities(
+        {**(previous.applied if previous else {}), applied.identity.name: applied}
     )
-    clone.cond_stage_model = copy.copy(original)
-    setattr(clone.cond_stage_model, REPLACED, encoder)
+    clone = with_placeholders(clip, [applied.identity])
+    if type(clone) is CLIP:  # another pack's class is left what it is; the registry serves it
+        clone.__class__ = IdentityCLIP
+    encoder = _view(clip.cond_stage_model, _TextEncoder, identities)
+    for name, module in encoder._modules.items():
+        if module is not None and hasattr(module, "process_tokens"):
+            encoder._modules[name] = _view(module, _SingleEncoder, identities)
+            encoder._modules[name].encoder_name = name.removeprefix("clip_")
+    clone.cond_stage_model = encoder
     return clone
 
 
-def _signature(applied: Mapping[str, AppliedIdentity]) -> bytes:
-    """Eight bytes that tell what is applied, by its content."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, one in sorted(applied.items()):
-        settings = one.strength_k, one.strength_v, one.start_percent, one.end_percent
-        digest.update(repr((name, one.identity.class_word, settings)).encode())
-        for vectors in (one.identity.key_vectors, one.identity.value_vectors):
-            for _, rows in sorted(vectors.items()):
-                digest.update(rows.contiguous().numpy().tobytes())
-    return digest.digest()
+def _view(module: torch.nn.Module, mixin: type, identities: Identities) -> torch.nn.Module:
+    """Another object over the layers of ``module``, with the methods of ``mixin`` in front."""
+    view = copy.copy(module)
+    # Neither children nor methods that are set on the one may be set on the other.
+    vars(view)["_modules"] = dict(module._modules)
+    for name in ("encode_token_weights", "process_tokens"):
+        vars(view).pop(name, None)  # ComfyUI leaves the original where an object patch was
+    view.__class__ = _mixed(mixin, type(module))
+    view.identities = identities
+    return view
 
 
-def _active_intervals(
-    applied: Mapping[str, AppliedIdentity],
-) -> Iterator[tuple[float, float, list[str]]]:
+@cache
+def _mixed(mixin: type, base: type) -> type:
+    return base if issubclass(base, mixin) else type(base.__name__, (mixin, base), {})
+
+
+class _Prompt:
+    """One prompt, encoded with any vectors in the place of its placeholders.
+
+    ``encode`` is ComfyUI's own ``encode_token_weights`` of the text encoder.
+    """
+
+    def __init__(
+        self,
+        text_encoder: _TextEncoder,
+        tokens: Tokens,
+        encode: Callable[[Tokens], tuple[Any, ...]],
+    ) -> None:
+        self.text_encoder, self.tokens, self.encode = text_encoder, tokens, encode
+        self.contexts: dict[object, torch.Tensor] = {}
+
+    def replacements(self, role: Role, stages: Stages) -> Replacements:
+        """Token embeddings for every placeholder of the prompt."""
+        identities = self.text_encoder.identities
+        found: dict[str, dict[str, torch.Tensor] | None] = {}
+        for encoder, chunks in self.tokens.items():
+            model = getattr(self.text_encoder, f"clip_{encoder}")
+            rows = identities.rows(model, encoder, list(items_of(chunks)), role, stages)
+            for name, one in rows.items():
+                found.setdefault(name, None)
+                if one is not None:
+                    found[name] = {**(found[name] or {}), encoder: one}
+        return found
+
+    def context(self, replacements: Replacements) -> torch.Tensor:
+        """The context (1, tokens, width) with these embeddings; equal ones are encoded once."""
+        key = self.key(replacements)
+        if key not in self.contexts:
+            self.contexts[key] = self.encode(substitute(self.tokens, replacements))[0]
+        return self.contexts[key]
+
+    def tells(self, applied: Mapping[str, Applied]) -> bool:
+        """Whether the context of the mean vectors is another than the class word's."""
+        mean = self.replacements("value", dict.fromkeys(applied))
+        return any(
+            not torch.equal(rows, word[: len(rows)]) or not torch.equal(rows[-1:], word[-1:])
+            for name, of_encoders in mean.items()
+            for encoder, rows in (of_encoders or {}).items()
+            for word in (self._class_word(encoder, name),)
+        )
+
+    def _class_word(self, encoder: str, name: str) -> torch.Tensor:
+        ids = placeholder_ids(items_of(self.tokens[encoder]), name)
+        return token_embeddings(getattr(self.text_encoder, f"clip_{encoder}"), ids)
+
+    @staticmethod
+    def key(replacements: Replacements) -> object:
+        """Equal for embeddings of equal numbers."""
+        return frozenset(
+            (name, encoder, rows.numpy().tobytes())
+            for name, of_encoders in replacements.items()
+            for encoder, rows in (of_encoders or {}).items()
+        )
+
+
+def _payload(
+    prompt: _Prompt, applied: Mapping[str, Applied], context: torch.Tensor
+) -> Payload | None:
+    """What a prompt carries besides its context, None if that is all there is to it."""
+    base = context.clone()  # the registry must not keep the context itself alive
+    mean = prompt.replacements("value", dict.fromkeys(applied))
+    prompt.contexts[prompt.key(mean)] = base
+    phases = []
+    for start, end, names in _intervals(applied):
+        counts = {name: applied[name].stages for name in names}
+        for stages in _stage_combinations(counts):
+            key, value = (
+                prompt.context(prompt.replacements(role, stages)) for role in ("key", "value")
+            )
+            phases.append(
+                {
+                    "start_percent": start,
+                    "end_percent": end,
+                    "stages": [[stages[name], counts[name]] for name in names],
+                    "key": key,
+                    "value": value,
+                }
+            )
+    if all(phase["key"] is base and phase["value"] is base for phase in phases):
+        return None
+    return {"names": " ".join(sorted(applied)), "base": base, "phases": phases}
+
+
+def _intervals(applied: Mapping[str, Applied]) -> Iterator[tuple[float, float, list[str]]]:
     """The sampling cut where an identity starts or ends: (start, end, names of those active)."""
-    cuts = sorted({cut for one in applied.values() for cut in (one.start_percent, one.end_percent)})
+    ranges = [(one.start_percent, one.end_percent) for one in applied.values()]
+    cuts = sorted({0.0, 1.0, *(cut for pair in ranges for cut in pair)})
     for start, end in zip(cuts, cuts[1:], strict=False):
-        names = sorted(name for name, one in applied.items() if one.active(start, end))
-        if names:
-            yield start, end, names
+        yield (
+            start,
+            end,
+            sorted(
+                name
+                for name, one in applied.items()
+                if one.start_percent <= start and end <= one.end_percent
+            ),
+        )
 
 
 def _stage_combinations(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """The stages that identities with these numbers of stages are in together, noisiest first."""
-    beginnings = {Fraction(stage, count) for count in counts.values() for stage in range(count)}
+    beginnings = {
+        Fraction(stage, count) for count in counts.values() for stage in range(count)
+    } or {Fraction(0)}
     for beginning in sorted(beginnings, reverse=True):
         yield {name: floor(beginning * count) for name, count in counts.items()}
+
+
+def _plain(chunks: Any) -> object:
+    """The ids and weights of chunks as something that can be looked up."""
+    return tuple(
+        tuple(
+            (int(item) if isinstance(item, int) else id(item), float(weight))
+            for item, weight, *_ in chunk
+        )
+        for chunk in chunks
+    )

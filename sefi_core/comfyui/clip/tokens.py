@@ -10,12 +10,14 @@ from text to ids, is wrapped.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from comfy.sd import CLIP
-from comfy.sd1_clip import SDTokenizer
+from comfy.sd1_clip import SDClipModel, SDTokenizer
+from transformers import BatchEncoding
 
 from ...errors import SeFiError
 from ...identity.identity import Identity
@@ -24,8 +26,11 @@ from ...text.placeholders import find_placeholders
 Tokens = dict[str, list[list[tuple[Any, ...]]]]
 """ComfyUI's tokens: text encoder ("l", "g") -> chunks of (id or embedding, weight, ...)."""
 
-Vectors = Mapping[str, Mapping[str, torch.Tensor]]
-"""Identity name -> text encoder -> token embeddings (vectors, width)."""
+Rows = Mapping[str, torch.Tensor | None]
+"""Identity name -> token embeddings (vectors, width), or None for the class word's ids."""
+
+Replacements = Mapping[str, Mapping[str, torch.Tensor] | None]
+"""Identity name -> text encoder -> token embeddings (vectors, width); None as in ``Rows``."""
 
 
 class PlaceholderToken(int):
@@ -48,9 +53,10 @@ class PlaceholderToken(int):
 
 
 class PlaceholderTokenizer:
-    """Stands in for the Hugging Face tokenizer inside one ``SDTokenizer``.
+    """Stands in for the Hugging Face tokenizer inside one ``SDTokenizer``, with its contract.
 
-    ``inner`` is the wrapped tokenizer, ``placeholders`` maps an identity's name to its tokens.
+    ``inner`` is the wrapped tokenizer, ``placeholders`` maps an identity's name to its tokens. Ids
+    in lists are marked; those in tensors are the class word's.
     """
 
     def __init__(self, inner: Any, placeholders: Mapping[str, Sequence[PlaceholderToken]]) -> None:
@@ -62,19 +68,82 @@ class PlaceholderTokenizer:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
-        found = find_placeholders(text, self.placeholders)
-        if not found:
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the inner tokenizer. Raises ValueError for options that placeholders cannot be in."""
+        texts = [text] if isinstance(text, str) else text
+        if not self._has_placeholder(texts):
             return self.inner(text, *args, **kwargs)
-        start, stop = self.inner("")["input_ids"]
-        ids: list[int] = [start]
+        options = _Options(*args, **kwargs)
+        rows = [self._row(one, options) for one in texts]
+        length = options.padded_length([len(row) for row in rows])
+        pads = [max(0, length - len(row)) for row in rows]
+        encoded = {
+            "input_ids": [
+                row + [self.inner.pad_token_id] * pad for row, pad in zip(rows, pads, strict=True)
+            ],
+            "attention_mask": [
+                [1] * len(row) + [0] * pad for row, pad in zip(rows, pads, strict=True)
+            ],
+        }
+        if isinstance(text, str) and options.return_tensors is None:
+            encoded = {name: value[0] for name, value in encoded.items()}
+        return BatchEncoding(encoded, tensor_type=options.return_tensors)
+
+    def encode(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        """The ids of a text."""
+        return self(text, *args, **kwargs)["input_ids"]
+
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokens of a text as texts; a placeholder's are the class word's."""
+        if not self._has_placeholder([text]):
+            return self.inner.tokenize(text, *args, **kwargs)
+        return self.inner.convert_ids_to_tokens([int(token) for token in self._marked_ids(text)])
+
+    def _has_placeholder(self, texts: Any) -> bool:
+        return isinstance(texts, (list, tuple)) and any(
+            isinstance(text, str) and find_placeholders(text, self.placeholders) for text in texts
+        )
+
+    def _row(self, text: str, options: _Options) -> list[int]:
+        """The ids of one text, with start and end token if they are wanted."""
+        specials = self.inner("")["input_ids"] if options.add_special_tokens else []
+        ids = self._marked_ids(text)
+        if options.truncation and options.max_length is not None:
+            ids = ids[: options.max_length - len(specials)]
+        return [*specials[:1], *ids, *specials[1:]]
+
+    def _marked_ids(self, text: str) -> list[int]:
+        ids: list[int] = []
         end = 0
-        for placeholder in found:
+        for placeholder in find_placeholders(text, self.placeholders):
             ids += _ids(self.inner, text[end : placeholder.start])
             ids += self.placeholders[placeholder.name]
             end = placeholder.end
-        ids += _ids(self.inner, text[end:])
-        return {"input_ids": [*ids, stop]}
+        return ids + _ids(self.inner, text[end:])
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of a Hugging Face tokenizer's call that go with placeholders, by their names."""
+
+    text_pair: None = None
+    _: KW_ONLY
+    add_special_tokens: bool = True
+    padding: bool | str = False
+    truncation: bool | str = False
+    max_length: int | None = None
+    return_tensors: str | None = None
+    return_attention_mask: bool = True
+    verbose: bool = True
+
+    def padded_length(self, lengths: Sequence[int]) -> int:
+        """What rows of these lengths are padded to; 0 for no padding."""
+        if self.padding == "max_length" and self.max_length is not None:
+            return self.max_length
+        return max(lengths) if self.padding in (True, "longest") else 0
 
 
 def check_clip(clip: CLIP | None) -> None:
@@ -117,26 +186,42 @@ def with_placeholders(clip: CLIP, identities: Sequence[Identity]) -> CLIP:
 
 def placeholders_in(tokens: Tokens) -> set[str]:
     """The names of the identities whose placeholders are among the tokens."""
-    return {token.name for token in _items(tokens) if isinstance(token, PlaceholderToken)}
+    items = (item for chunks in tokens.values() for item in items_of(chunks))
+    return {item.name for item in items if isinstance(item, PlaceholderToken)}
 
 
-def substitute(tokens: Tokens, vectors: Vectors) -> Tokens:
+def replaced(item: Any, rows: Rows) -> Any:
+    """What takes the place of one token: itself, a row of embeddings, or the class word's id.
+
+    Position p of a placeholder gets row p, and the last row where there are fewer rows than
+    positions. Placeholders that are not in ``rows`` stay marked.
+    """
+    if not isinstance(item, PlaceholderToken) or item.name not in rows:
+        return item
+    embeddings = rows[item.name]
+    if embeddings is None:
+        return int(item)
+    return embeddings[min(item.position, len(embeddings) - 1)]
+
+
+def substitute(tokens: Tokens, replacements: Replacements) -> Tokens:
     """Put token embeddings in the place of marked ids; everything else stays as it is.
 
-    Position p of a placeholder gets row p of its embeddings, and the last row where there are
-    fewer rows than positions. Placeholders that are not in ``vectors`` keep the class word's ids.
-    The result carries gradients back to ``vectors``.
+    As ComfyUI does for textual inversion. The result carries gradients back to the embeddings.
     """
 
-    def replaced(encoder: str, item: Any) -> Any:
-        if not isinstance(item, PlaceholderToken) or item.name not in vectors:
-            return item
-        rows = vectors[item.name][encoder]
-        return rows[min(item.position, len(rows) - 1)]
+    def rows_of(encoder: str) -> Rows:
+        return {
+            name: None if rows is None else rows[encoder]
+            for name, rows in replacements.items()
+            if rows is None or encoder in rows
+        }
 
     return {
-        encoder: [[(replaced(encoder, item), *rest) for item, *rest in chunk] for chunk in chunks]
-        for encoder, chunks in tokens.items()
+        encoder: [[(replaced(item, rows), *rest) for item, *rest in chunk] for chunk in chunks]
+        for encoder, chunks, rows in (
+            (encoder, chunks, rows_of(encoder)) for encoder, chunks in tokens.items()
+        )
     }
 
 
@@ -148,22 +233,29 @@ def class_word_ids(clip: CLIP, class_word: str) -> list[int]:
     return _ids(tokenizer, class_word)
 
 
-def placeholder_ids(chunks: list[list[tuple[Any, ...]]], name: str) -> list[int]:
-    """The class word's ids, one per position, that one encoder's tokens have for a placeholder."""
+def placeholder_ids(items: Iterable[Any], name: str) -> list[int]:
+    """The class word's ids, one per position, that tokens have for a placeholder."""
     ids = {
         item.position: int(item)
-        for chunk in chunks
-        for item, *_ in chunk
+        for item in items
         if isinstance(item, PlaceholderToken) and item.name == name
     }
     return [ids[position] for position in sorted(ids)]
 
 
+def items_of(chunks: Iterable[Iterable[Sequence[Any]]]) -> Iterator[Any]:
+    """The ids and embeddings of one encoder's tokens, without weights."""
+    return (item for chunk in chunks for item, *_ in chunk)
+
+
+def encoder_model(clip: CLIP, encoder: str) -> SDClipModel | None:
+    """One text encoder of a CLIP by its name in tokens, None where it is not loaded."""
+    return getattr(clip.cond_stage_model, f"clip_{encoder}", None)
+
+
 def token_widths(clip: CLIP) -> dict[str, int]:
     """Text encoder -> width of its token embeddings. Encoders that are not loaded are left out."""
-    models = {
-        name: getattr(clip.cond_stage_model, f"clip_{name}", None) for name in encoder_names(clip)
-    }
+    models = {name: encoder_model(clip, name) for name in encoder_names(clip)}
     return {
         name: model.transformer.get_input_embeddings().weight.shape[-1]
         for name, model in models.items()
@@ -182,17 +274,10 @@ def _tokenizers(tokenizer: Any) -> dict[str, SDTokenizer]:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of a piece of text, without start and end token."""
-    return tokenizer(text)["input_ids"][1:-1]
+    return list(tokenizer(text)["input_ids"][1:-1])
 
 
 def _placeholder_tokens(tokenizer: Any, identity: Identity) -> list[PlaceholderToken]:
     ids = _ids(tokenizer, identity.class_word)
     ids += ids[-1:] * (identity.vectors - len(ids))
     return [PlaceholderToken(token, identity.name, position) for position, token in enumerate(ids)]
-
-
-def _items(tokens: Tokens) -> Iterator[Any]:
-    for chunks in tokens.values():
-        for chunk in chunks:
-            for item, *_ in chunk:
-                yield item

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import torch
@@ -23,15 +23,16 @@ from ...learning.parametrisation import Vectors
 from ...stages import stage_of_timestep
 from ...text.captions import with_caption
 from ...text.placeholders import expand_template
-from ..base_model import LEVELS, Block, cross_attention_layers, training_sigmas
-from ..clip.tokens import PlaceholderToken, Tokens, substitute, with_placeholders
+from ..base_model import Block, cross_attention_layers, training_sigmas
+from ..clip.tokens import PlaceholderToken, Tokens, items_of, substitute, with_placeholders
+from ..unet.capture import PATCH, Layer, looking
 
 logger = logging.getLogger(__name__)
 
 _ACTIVATION_FACTOR = 6.0
 """Memory of forward and backward over ComfyUI's estimate for a forward alone."""
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def private_clone(model: ModelPatcher) -> ModelPatcher:
@@ -96,9 +97,9 @@ class ComfyPredictor:
             for template in templates
         ]
         base = self.model.model
-        self.dtype = DTYPES.get(dtype, base.get_dtype_inference())
+        self.dtype = TORCH_DTYPES.get(dtype, base.get_dtype_inference())
         self.sampling = base.model_sampling
-        self.sigmas = training_sigmas(base)
+        self.sigmas = training_sigmas(self.sampling, base.model_config)
         self.layers = cross_attention_layers(base.diffusion_model)
         self.references: dict[int, torch.Tensor] = {}
         self.reference_keys: dict[tuple[int, Block], torch.Tensor] = {}
@@ -125,7 +126,7 @@ class ComfyPredictor:
         # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
         if self.with_maps:
             self._encode_references(prompts)
-        context_k, context_v = self._contexts(keys, values, stages, prompts)
+        text = self._texts(keys, values, stages, prompts)
         self.load(len(batch.samples))
         device = self.model.load_device
         latents = self.latents[batch.samples].to(device, torch.float32)
@@ -133,13 +134,13 @@ class ComfyPredictor:
         noise = torch.randn(latents.shape, generator=generator).to(device)
         sigma = self.sigmas[batch.timesteps].to(device, torch.float32)
         noised = self.sampling.noise_scaling(sigma, noise, latents)
-        recorder = _Recorder(self, prompts, context_v.to(device, self.dtype), latents.shape)
+        recorder = _Recorder(self, prompts, text.values.to(device, self.dtype), latents.shape[-2])
         output = self.model.model.diffusion_model(
             self.sampling.calculate_input(sigma, noised).to(self.dtype),
             self.sampling.timestep(sigma).float(),
-            context=context_k.to(device, self.dtype),
             control=None,
             transformer_options=recorder.options(),
+            **self._conditions(text, noised),
         ).float()
         layers = recorder.pairs
         recorder.pairs = deque(maxlen=0)  # gradient checkpointing would record again
@@ -152,7 +153,7 @@ class ComfyPredictor:
             output=output,
             target=target,
             layers=list(layers),
-            placeholder=self._placeholders(prompts, context_k.shape[1]).to(device),
+            placeholder=self._placeholders(prompts, text.keys.shape[1]).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
         )
 
@@ -178,53 +179,86 @@ class ComfyPredictor:
         """Encode prompts with the class word, those that were not yet."""
         for prompt in prompts:
             if prompt not in self.references:
-                self.references[prompt] = self._encode([self.prompts[prompt]])[0]
+                tokens = substitute(self.prompts[prompt], {self.name: None})
+                self.references[prompt] = self.clip.encode_from_tokens(tokens)
 
-    def _contexts(
-        self, keys: Vectors, values: Vectors, stages: list[int], numbers: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V contexts (B, tokens, width) of the samples' stages and prompts.
+    def _texts(
+        self, keys: Vectors, values: Vectors, stages: Sequence[int], numbers: Sequence[int]
+    ) -> _Texts:
+        """What the samples' stages and prompts are encoded to.
 
-        All prompts go through the text encoder in one batch, as if they were chunks of one.
+        Each prompt in a pass of its own, as while sampling, so that each has its pooled output.
         """
-        prompts = []
-        for vectors in (keys,) if values is keys else (keys, values):
-            for stage, number in zip(stages, numbers, strict=True):
-                rows = {encoder: tensor[stage] for encoder, tensor in vectors.items()}
-                prompts.append(substitute(self.prompts[number], {self.name: rows}))
-        encoded = self._encode(prompts)
-        length = math.lcm(*(context.shape[1] for context in encoded))
-        context_k, *rest = (
-            _stacked(encoded[first : first + len(stages)], length)
-            for first in range(0, len(encoded), len(stages))
+        encoded = [
+            [
+                self.clip.encode_from_tokens(
+                    substitute(
+                        self.prompts[number],
+                        {self.name: {encoder: rows[stage] for encoder, rows in vectors.items()}},
+                    ),
+                    return_pooled=True,
+                )
+                for stage, number in zip(stages, numbers, strict=True)
+            ]
+            for vectors in ((keys,) if values is keys else (keys, values))
+        ]
+        contexts = [[context for context, _ in of_role] for of_role in encoded]
+        length = math.lcm(*(context.shape[1] for context in contexts[0]))
+        pooled = [one for _, one in encoded[-1]]
+        return _Texts(
+            _stacked(contexts[0], length),
+            _stacked(contexts[-1], length),
+            None if pooled[0] is None else torch.cat(pooled),
         )
-        return context_k, rest[0] if rest else context_k
 
-    def _encode(self, prompts: Sequence[Tokens]) -> list[torch.Tensor]:
-        """The contexts (1, tokens, width) of several prompts."""
-        joined = {
-            encoder: [chunk for prompt in prompts for chunk in prompt[encoder]]
-            for encoder in prompts[0]
+    def _conditions(self, text: _Texts, noised: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the U-Net is conditioned on, as ComfyUI's model makes it of a prompt."""
+        scale = self.model.get_model_object("latent_format").spacial_downscale_ratio
+        conditions = self.model.model.extra_conds(
+            cross_attn=text.keys,
+            pooled_output=text.pooled,
+            noise=noised,
+            device=noised.device,
+            width=noised.shape[-1] * scale,
+            height=noised.shape[-2] * scale,
+            prompt_type="positive",
+        )
+        made = {
+            name: condition.process_cond(batch_size=len(noised), area=None).cond
+            for name, condition in conditions.items()
         }
-        context = self.clip.encode_from_tokens(joined)
-        sizes = [sum(len(c) for c in next(iter(prompt.values()))) for prompt in prompts]
-        return list(context.split(sizes, dim=1))
+        made["context"] = made.pop("c_crossattn")
+        return {name: one.to(noised.device, self.dtype) for name, one in made.items()}
+
+
+class _Texts(NamedTuple):
+    """Encoded prompts of a batch: contexts for keys and values (B, tokens, width), pooled output.
+
+    The pooled output (B, width), or None, is that of the V prompt, as while sampling.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pooled: torch.Tensor | None
 
 
 class _Recorder:
-    """The attention patches of one forward pass of the training."""
+    """The attention patches of one forward pass of the training.
+
+    ``prompts`` are the numbers of the samples' prompts, ``height`` is that of the latents.
+    """
 
     def __init__(
         self,
         predictor: ComfyPredictor,
-        prompts: list[int],
+        prompts: Sequence[int],
         context_v: torch.Tensor,
-        shape: torch.Size,
+        height: int,
     ) -> None:
         self.predictor = predictor
         self.prompts = prompts
         self.context_v = context_v
-        self.shape = shape
+        self.height = height
         self.pairs: deque[MapPair] = deque()
 
     def options(self) -> dict[str, Any]:
@@ -235,8 +269,8 @@ class _Recorder:
             "optimized_attention_override": _plain_attention,
         }
         if self.predictor.with_maps:
-            blocks = dict.fromkeys(self.predictor.layers, self.attend)
-            options["patches_replace"] = {"attn2": blocks}
+            patch = looking(self.look, self.height, otherwise=_attention_with_gradient)
+            options["patches_replace"] = {PATCH: dict.fromkeys(self.predictor.layers, patch)}
         return options
 
     def split(
@@ -245,21 +279,20 @@ class _Recorder:
         """Keys from the K context, values from the V context."""
         return n, context, self.context_v
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]
-    ) -> torch.Tensor:
-        """Attention of one layer; its maps are kept if it is at one of the levels."""
-        height, width = extra["activations_shape"][-2:]
-        heads = extra["n_heads"]
-        if round(self.shape[-2] / height) not in LEVELS:
-            return attention_pytorch(q, k, v, heads)
-        block = (*extra["block"], extra["block_index"])
+    def look(self, layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Keep A_t and A_r of a layer, and give its output; see :data:`capture.Look`."""
         with torch.no_grad():
-            keys = [self.predictor.reference_key(prompt, block) for prompt in self.prompts]
-            reference_k = _stacked(keys, k.shape[1])
-            reference = attention_probabilities(q, reference_k, heads)
-        self.pairs.append(MapPair(key_probabilities(q, k, heads), reference, (height, width)))
-        return attend(attention_probabilities(q, k, heads), v)
+            keys = [self.predictor.reference_key(prompt, layer.block) for prompt in self.prompts]
+            a_r = attention_probabilities(q, _stacked(keys, k.shape[1]), layer.heads)
+        a_t = key_probabilities(q, k, layer.heads)
+        self.pairs.append(MapPair(a_t, a_r, layer.size))
+        return attend(attention_probabilities(q, k, layer.heads), v)
+
+
+def _attention_with_gradient(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    return attention_pytorch(q, k, v, options["n_heads"])
 
 
 def _is_in_dynamic_vram(patcher: ModelPatcher) -> bool:
@@ -274,8 +307,8 @@ def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 def _placeholder_tokens(tokens: Tokens) -> torch.Tensor:
     """1 for the placeholder's tokens of a prompt, (1, tokens, 1)."""
-    chunks = next(iter(tokens.values()))
-    marked = [isinstance(item, PlaceholderToken) for chunk in chunks for item, *_ in chunk]
+    items = items_of(next(iter(tokens.values())))
+    marked = [isinstance(item, PlaceholderToken) for item in items]
     return torch.tensor(marked, dtype=torch.float32)[None, :, None]
 
 

@@ -25,8 +25,8 @@ from ...text.placeholders import check_class_word, check_name, expand_template
 from ..apply import apply_identity
 from ..base_model import family_of
 from ..clip.embeddings import class_word_embedding, embedding_units
-from ..clip.encoder import AppliedIdentity
 from ..clip.tokens import check_clip, token_widths
+from ..methods.tokens import AppliedIdentity
 from .denoiser import ComfyPredictor
 from .differentiable import differentiable
 from .expressions import expressions_in
@@ -189,10 +189,19 @@ def _class_word_identity(
     if list(widths.values()) != [model.model.model_config.unet_config["context_dim"]]:
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
     vectors = {
-        encoder: rows.expand(settings.stages, -1, -1)
+        encoder: _with_rows(rows, settings.vectors).expand(settings.stages, -1, -1)
         for encoder, rows in class_word_embedding(clip, class_word).items()
     }
     return Identity(name, class_word, family, vectors, vectors)
+
+
+def _with_rows(rows: torch.Tensor, least: int) -> torch.Tensor:
+    """Token embeddings (tokens, width) of a class word with ``least`` rows or more.
+
+    The last one is repeated, as a placeholder's class word is. Equal rows part while they are
+    learned: the text encoder sees them at different positions.
+    """
+    return torch.cat([rows, rows[-1:].expand(max(0, least - len(rows)), -1)])
 
 
 def _going_on(start: Identity, plain: Identity) -> Identity:
@@ -204,7 +213,7 @@ def _going_on(start: Identity, plain: Identity) -> Identity:
     if (start.stages, start.vectors, start.class_word) != wanted:
         raise SeFiError(
             f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
-            f"the class word {start.class_word!r}: set stages and class_word to these"
+            f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
         )
     return start.renamed(plain.name)
 

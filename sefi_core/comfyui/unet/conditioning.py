@@ -4,44 +4,106 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
 
 - ``names``: names of the identities in the prompt, with spaces between them (core's Train LoRA node
   never comes back from a list of strings);
-- ``base``: the context (1, tokens, width) of the same prompt with the class words, a copy of the
-  conditioning's own context, so everything that knows nothing of payloads sees ordinary text;
-  :func:`signed`, so that sentences which differ in the placeholder only can be told apart;
-- ``pooled``: the pooled output (1, width) that the text encoder returned with it, or None;
+- ``base``: the context (1, tokens, width) that the text encoder returned, a copy: the prompt with
+  the identities' V vectors, an ordinary textual inversion to everything that knows no payloads;
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
   current), and the contexts ``key`` and ``value`` (1, tokens, width).
 
 It travels in the conditioning's dict as a list under ``CONDITIONING_KEY``. Some nodes drop that
-dict or pair it with another context, so a payload counts only where its base context is found.
+dict or pair it with another context, so a payload counts only where its base context is found, and
+what has lost its dict is found in the :data:`REGISTRY`. Where a context was computed with, nothing
+is found, and it stays the textual inversion that it is.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import comfy.model_management
 import torch
+
+logger = logging.getLogger(__name__)
 
 CONDITIONING_KEY = "sefi_identity"
 
+UNUSED_SHARE = 1 / 16
+"""Of the computer's memory, for payloads whose contexts were copied or are gone."""
+
 Payload = dict[str, Any]
 
+Marks = tuple[int, ...]
+"""A fingerprint of each token of a context."""
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes of a floating-point number -> the type that counts in units of its last place."""
+"""Bytes of a floating-point number -> the type of its bits."""
 
 
-def signed(context: torch.Tensor, signature: bytes) -> torch.Tensor:
-    """A copy of a context (1, tokens, width) with ``signature``, a few bytes, in its last token.
+def fingerprints(contexts: torch.Tensor) -> list[Marks]:
+    """For each row of contexts (rows, tokens, width) the marks of its tokens.
 
-    Its first number, and one more for every bit that is 1, are moved by one unit in the last place.
+    Two tokens have one mark if all bits of their numbers agree, and otherwise by a chance of one in
+    2**63 only. Integer arithmetic is exact, so it is the same on every device.
     """
-    bits = [1, *(byte >> place & 1 for byte in signature for place in range(8))]
-    context = context.clone()
-    numbers = context[0, -1, : len(bits)].view(_INTEGERS[context.element_size()])
-    numbers += torch.tensor(bits[: len(numbers)], dtype=numbers.dtype, device=numbers.device)
-    return context
+    bits = contexts.contiguous().view(_INTEGERS[contexts.element_size()])
+    factors = torch.arange(1, 2 * contexts.shape[-1], 2, device=contexts.device)
+    # Odd factors alone would leave the sum of highest bits; the square mixes all of them.
+    numbers = bits.to(torch.int64) * 0x9E3779B1 + factors
+    return [tuple(row) for row in (numbers * numbers * factors).sum(-1).tolist()]
+
+
+class Known:
+    """A payload that contexts are searched for, unless its own ``tells`` nothing."""
+
+    def __init__(self, payload: Payload, tells: bool = True) -> None:
+        self.payload, self.tells = payload, tells
+        self._marks: dict[torch.dtype, Marks] = {}
+
+    def marks(self, dtype: torch.dtype) -> Marks:
+        """Those of its base context in a floating-point type."""
+        if dtype not in self._marks:
+            (self._marks[dtype],) = fingerprints(self.payload["base"].to("cpu", dtype))
+        return self._marks[dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tensors."""
+        tensors = [self.payload["base"]]
+        tensors += [phase[role] for phase in self.payload["phases"] for role in ("key", "value")]
+        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
+
+class Place(NamedTuple):
+    """A known prompt and the token at which it begins in a context."""
+
+    start: int
+    known: Known
+
+
+def find(marks: Marks, dtype: torch.dtype, own: Sequence[Known], registry: Registry) -> list[Place]:
+    """The known prompts in a context, in the order of its tokens, none of which is in two.
+
+    ``own`` are those of the conditioning's dict: they come first where the registry knows equal
+    ones.
+    """
+    ends: dict[int, list[Known]] = {}
+    for known in own:
+        ends.setdefault(known.marks(dtype)[-1], []).append(known)
+    found: list[Place] = []
+    taken = 0
+    for end, mark in enumerate(marks, 1):
+        candidates = [*ends.get(mark, ()), *registry.ending_with(mark, dtype)]
+        for known in candidates:
+            wanted = known.marks(dtype)
+            start = end - len(wanted)
+            if start >= taken and marks[start:end] == wanted:
+                found.append(Place(start, known))
+                taken = end
+                break
+    return found
 
 
 class Registry:
@@ -51,97 +113,57 @@ class Registry:
     the others the newest ``unused_bytes`` are kept, since a node may have copied the context.
     """
 
-    def __init__(self, unused_bytes: int = 128 << 20) -> None:
+    def __init__(self, unused_bytes: float) -> None:
         self.unused_bytes = unused_bytes
-        self._entries: list[tuple[weakref.ref[torch.Tensor], Payload]] = []
+        self._entries: list[tuple[weakref.ref[torch.Tensor], Known]] = []
+        self._ends: dict[torch.dtype, dict[int, list[Known]]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Payload]:
-        """All payloads, the newest first."""
-        return iter([payload for _, payload in self._entries])
+    def add(self, context: torch.Tensor, payload: Payload, *, tells: bool = True) -> None:
+        """Register the payload of a context; it replaces one that could not be told from it.
 
-    def add(self, context: torch.Tensor, payload: Payload) -> None:
-        """Register the payload of a context; it replaces one that could not be told from it."""
-        entries = [(weakref.ref(context), payload)]
-        unused = 0
-        for used, other in self._entries:
-            if _equal(other["base"], payload["base"]):
+        Where a context does not tell of its identities, as it is the class word's as well, only
+        the tensor itself stands for the payload.
+        """
+        added, dtype = Known(payload, tells), payload["base"].dtype
+        marks = added.marks(dtype)
+        entries = [(weakref.ref(context), added)]
+        unused = forgotten = 0.0
+        for used, known in self._entries:
+            if known.payload["base"].dtype == dtype and known.marks(dtype) == marks:
                 continue
-            unused += 0 if used() is not None else _bytes(other)
-            if used() is not None or unused <= self.unused_bytes:
-                entries.append((used, other))
+            if used() is None:
+                if not known.tells:
+                    continue
+                unused += known.nbytes
+                if unused > self.unused_bytes:
+                    forgotten += 1
+                    continue
+            entries.append((used, known))
+        if forgotten:
+            logger.info(
+                "SeFi-IDE forgets the contexts of %d old prompts, which nothing seems to use.",
+                forgotten,
+            )
         self._entries = entries
+        self._ends = {}
+
+    def of(self, context: torch.Tensor) -> Payload | None:
+        """The payload that was registered with this very tensor."""
+        return next((known.payload for used, known in self._entries if used() is context), None)
+
+    def ending_with(self, mark: int, dtype: torch.dtype) -> Iterable[Known]:
+        """Those whose base context has this mark last, the newest first."""
+        if dtype not in self._ends:
+            ends: dict[int, list[Known]] = {}
+            for known in (known for _, known in self._entries if known.tells):
+                ends.setdefault(known.marks(dtype)[-1], []).append(known)
+            self._ends[dtype] = ends
+        return self._ends[dtype].get(mark, ())
 
 
-REGISTRY = Registry()
+REGISTRY = Registry(UNUSED_SHARE * comfy.model_management.total_ram * 2**20)
 """Of all CLIPs: a MODEL also samples what was encoded behind another SeFi Apply Identity, such as
 that of a first pass with another checkpoint, or this one before ComfyUI ran it again."""
-
-
-class Segment(NamedTuple):
-    """A payload and the token at which its base context begins in a longer context."""
-
-    start: int
-    payload: Payload
-
-    @property
-    def end(self) -> int:
-        return self.start + self.payload["base"].shape[1]
-
-
-def find_segments(
-    context: torch.Tensor, conditioning: Mapping[str, Any], registered: Iterable[Payload]
-) -> list[Segment]:
-    """The payloads that apply to a context (1, tokens, width), in the order of its tokens.
-
-    The context begins with the prompt that ``conditioning``, its dict, belongs to: there the
-    dict's own payloads count. Without any, a registered payload counts if the dict's pooled output
-    is the payload's: a node that rounds contexts wipes signatures out, and then the prompt that
-    says the class word itself differs in the pooled output only. What ConditioningConcat appended
-    are other prompts, whose dicts are gone: there every payload counts.
-    """
-    own = conditioning.get(CONDITIONING_KEY) or []
-    registered = list(registered)
-    pooled = conditioning.get("pooled_output")
-    first = own or [
-        payload for payload in registered if pooled is None or _equal(pooled, payload["pooled"])
-    ]
-    found = [Segment(0, payload) for payload in first if 0 in _starts(context, payload)]
-    found += [
-        Segment(start, payload)
-        for payload in (*own, *registered)
-        for start in _starts(context, payload)
-        if start > 0
-    ]
-    segments: list[Segment] = []
-    for segment in sorted(found, key=lambda segment: segment.start):  # stable: newest first
-        if not segments or segment.start >= segments[-1].end:
-            segments.append(segment)
-    return segments
-
-
-def _starts(context: torch.Tensor, payload: Payload) -> list[int]:
-    """The tokens of the context at which the payload's base context begins."""
-    base = payload["base"]
-    length = base.shape[1]
-    if context.shape[0] != 1 or length > context.shape[1] or base.shape[2] != context.shape[2]:
-        return []
-    # The last token has seen the whole prompt, so it tells most contexts apart by itself.
-    ends = (context[0] == base[0, -1].to(context)).all(dim=-1).nonzero().flatten().tolist()
-    starts = [end + 1 - length for end in ends if end + 1 >= length]
-    base = base.to(context) if starts else base
-    return [start for start in starts if torch.equal(context[:, start : start + length], base)]
-
-
-def _bytes(payload: Payload) -> int:
-    contexts = [payload["base"]]
-    contexts += [phase[role] for phase in payload["phases"] for role in ("key", "value")]
-    return sum({id(context): context.nbytes for context in contexts}.values())
-
-
-def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return first.shape == second.shape and torch.equal(first, second.to(first))
