@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 VISIBLE = 0.01  # of the latents' standard deviation, in the mean
 
 
-@dataclass
+@dataclass(eq=False)
 class World:
     """A MODEL and a CLIP. Without people the class word is written instead of a placeholder."""
 

@@ -174,3 +174,53 @@ def test_clip_options_survive(mini_sd):
 def test_encoders(mini_sd):
     _, clip, _ = mini_sd
     assert encoder_names(clip) == ["l"] and token_widths(clip) == {"l": WIDTH}
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("a <anna>", {}),
+        (["a <anna>"], {}),
+        (["a <anna>, smiling", "no one"], {"padding": True}),
+        (["a <anna>", "<anna> and <anna>'s hat"], {"padding": "longest", "return_tensors": "pt"}),
+        (["a <anna>"], {"padding": "max_length", "max_length": 12, "return_tensors": "pt"}),
+        ("a <anna>", {"return_tensors": "pt"}),
+        ("a <anna> at the sea", {"truncation": True, "max_length": 5}),
+        (["a <anna> at the sea"], {"truncation": True, "max_length": 4, "padding": "max_length"}),
+        ("a <anna>", {"add_special_tokens": False}),
+        ("a cat", {"return_tensors": "pt", "padding": "max_length", "max_length": 9}),
+        (["a cat", "two black cats"], {"padding": True}),
+        ((), {}),
+    ],
+)
+def test_the_tokenizer_keeps_its_contract(mini_sd, text, options):
+    """Packs call it themselves; with a placeholder it gives what it gives for the class word."""
+    _, clip, _ = mini_sd
+    inner = clip.tokenizer.clip_l.tokenizer
+    tokenizer = with_placeholders(clip, [identity()]).tokenizer.clip_l.tokenizer
+    if text == ():
+        assert tokenizer(["a cat"])["input_ids"] == inner(["a cat"])["input_ids"]
+        assert len(tokenizer) == len(inner) and tokenizer.get_vocab() == inner.get_vocab()
+        assert tokenizer.encode("a <anna>") == inner.encode("a person")
+        assert tokenizer.encode("a cat") == inner.encode("a cat")
+        assert tokenizer.tokenize("a <anna>!") == inner.tokenize("a person!")
+        return
+    words = (
+        text.replace("<anna>", "person")
+        if isinstance(text, str)
+        else [one.replace("<anna>", "person") for one in text]
+    )
+    made, expected = tokenizer(text, **options), inner(words, **options)
+    for name in ("input_ids", "attention_mask"):
+        one, other = made[name], expected[name]
+        assert type(one) is type(other)
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other
+    assert made.input_ids is made["input_ids"]
+
+
+def test_an_option_that_placeholders_cannot_be_in(mini_sd):
+    _, clip, _ = mini_sd
+    tokenizer = with_placeholders(clip, [identity()]).tokenizer.clip_l.tokenizer
+    with pytest.raises(TypeError, match="return_offsets_mapping"):
+        tokenizer("a <anna>", return_offsets_mapping=True)
+    assert tokenizer("a cat", return_special_tokens_mask=True)["special_tokens_mask"]

@@ -72,7 +72,7 @@ class PlaceholderTokenizer:
         return len(self.inner)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the inner tokenizer. Raises ValueError for options that placeholders cannot be in."""
+        """As the inner tokenizer. Raises TypeError for options that placeholders cannot be in."""
         texts = [text] if isinstance(text, str) else text
         if not self._has_placeholder(texts):
             return self.inner(text, *args, **kwargs)
