@@ -171,7 +171,7 @@ def _advanced_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="How the vectors of the stages are learned. offsets: together, and what "
             "differs between stages in smaller steps. direct: each stage alone, from its share of "
-            "the steps. shared: alone, and the same for K and V, as in textual inversion (with 1 "
+            "the steps. shared: as direct, with the same for K and V, as in textual inversion (1 "
             "stage) and ProSpect. self-attention: a small block makes the vectors; it wants a "
             "learning_rate of 0.0005 or so.",
         ),
@@ -274,8 +274,8 @@ def _advanced_inputs() -> list[io.Input]:
             max=16,
             optional=True,
             advanced=True,
-            tooltip="Vectors per token: how many of a prompt's 75 tokens <name> takes. More say "
-            "more, and hold the photo itself rather; 1 is usual. A class word of several tokens "
-            "has one for each of them.",
+            tooltip="Vectors per token: how many of a prompt's 75 tokens <name> takes. More can "
+            "hold more of the person, and of the photo; 1 is usual. A class word of several "
+            "tokens has at least one for each.",
         ),
     ]

@@ -16,7 +16,8 @@ from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
-from sefi_ide.sefi_core.comfyui.clip.encoder import AppliedIdentity
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.file import read_identity, to_bytes
 from sefi_ide.sefi_core.identity.identity import Identity
@@ -24,7 +25,7 @@ from sefi_ide.sefi_core.identity.identity import Identity
 import nodes as comfy_nodes
 
 from . import random_checkpoint
-from .training_runs import CHANNELS, WIDTH, load, photo_and_mask, run, same
+from .training_runs import CHANNELS, HIDDEN, WIDTH, load, photo_and_mask, run, same
 
 
 def sample(model, clip, prompt: str) -> torch.Tensor:
@@ -49,7 +50,9 @@ def test_a_newcomer_sees_only_what_matters():
     assert {one.id for one in schema.inputs if getattr(one, "optional", False)} == {
         "masks",
         "identity",
+        "vectors",  # newer than prompts that were saved without it
     }
+    assert schema.inputs[-1].id == "vectors"  # saved workflows list values by position
     assert all(one.tooltip for one in [*schema.inputs, *schema.outputs])
     assert [one.io_type for one in schema.outputs] == ["SEFI_IDENTITY", "LOSS_MAP", "IMAGE"]
 
@@ -140,6 +143,67 @@ def test_photos_as_a_list_of_sizes_with_masks_and_class_words_of_several_tokens(
     assert identity.key_vectors["l"].shape == (3, 3, WIDTH)
     assert identity.class_word == "very old person"
     assert all(loss == loss for loss in losses["loss"])
+
+
+def test_several_vectors_per_token_start_alike_and_part(models):
+    """The class word's rows, the last one repeated, as its tokens are in the prompt."""
+    first = run(models, steps=1, learning_rate=1e-6, vectors=3, class_word="old person")[0]
+    assert first.key_vectors["l"].shape == (5, 3, WIDTH)
+    word = class_word_embedding(models[1], "old person")["l"]
+    assert len(word) == 2
+    expected = word[[0, 1, 1]].expand(5, -1, -1)
+    torch.testing.assert_close(first.key_vectors["l"], expected, rtol=0, atol=1e-5)
+    later = run(models, steps=10, vectors=3, class_word="old person")[0]
+    assert later.training["vectors"] == 3
+    for role in ("key_vectors", "value_vectors"):
+        rows = getattr(later, role)["l"] - expected
+        apart = (rows[:, 1] - rows[:, 2]).norm(dim=1)
+        assert (apart > 0.1 * rows[:, 1].norm(dim=1)).all()
+
+
+SAVED_BEFORE_VECTORS = {
+    "captions": "",
+    "steps": 1,
+    "seed": 0,
+    "stages": 1,
+    "parametrisation": "direct",
+    "learning_rate": 0.005,
+    "batch_size": 1,
+    "attention_weight": 0.003,
+    "leak_weight": 3.0,
+    "background_weight": 0.0,
+    "resolution": 64,
+    "templates": "a photo of <name>",
+    "dtype": "auto",
+    "gradient_checkpointing": False,
+    "preview_every": 0,
+}
+
+
+@pytest.mark.parametrize(("class_word", "vectors"), [("person", 1), ("very old person", 3)])
+def test_a_prompt_that_was_saved_before_vectors(models, class_word, vectors):
+    """There is one vector then, and one for each token of a class word of several."""
+    named = {"name": "anna", "class_word": class_word, **SAVED_BEFORE_VECTORS}
+    inputs = dict(zip(("model", "clip", "vae"), models, strict=True)) | named
+    node = SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN)
+    lists = {key: [value] for key, value in inputs.items()}
+    with torch.inference_mode():
+        identity = node.EXECUTE_NORMALIZED(**lists, photos=[photo_and_mask()[0]]).result[0]
+    assert (identity.stages, identity.vectors) == (1, vectors)
+    assert identity.training["vectors"] == 1
+    assert same(identity, run(models, **named)[0])
+
+
+def test_an_identity_of_several_vectors_is_gone_on_from_and_drawn(models):
+    first = run(models, steps=2, vectors=2, stages=2)[0]
+    again = run(models, steps=1, learning_rate=1e-6, vectors=2, stages=2, identity=first)[0]
+    torch.testing.assert_close(
+        again.value_vectors["l"], first.value_vectors["l"], rtol=0, atol=1e-5
+    )
+    applied = apply_identity(*models[:2], AppliedIdentity(first))
+    with torch.inference_mode():
+        known, plain = (sample(*applied, f"a photo of {who}") for who in ("<anna>", "person"))
+    assert torch.isfinite(known).all() and (known - plain).abs().mean() > 1e-4
 
 
 @pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16])
@@ -257,6 +321,7 @@ NAN = torch.full((1, 64, 64, 3), float("nan"))
         ({"masks": [torch.ones(1, 64, 64)]}, "64 x 64.*64 x 80.*SeFi Face Mask"),
         ({"templates": "a photo"}, "placeholder 0 times"),
         ({"templates": "a photo of <name>\n<name> and <name>"}, "placeholder 2 times"),
+        ({"vectors": 76}, "vectors is 76"),
         ({"templates": " \n "}, "templates"),
         ({"name": "anna banana"}, "name"),
         ({"name": "../anna"}, "name"),
@@ -288,8 +353,8 @@ def test_cuda_is_not_started_for_the_cpu(models, monkeypatch):
     run(models, steps=1)
 
 
-def identity_of(stages: int = 5, width: int = WIDTH, family: str = "sd1", word: str = "person"):
-    vectors = {"l": torch.zeros(stages, 1, width)}
+def identity_of(stages=5, vectors=1, width=WIDTH, family="sd1", word="person"):
+    vectors = {"l": torch.zeros(stages, vectors, width)}
     return Identity("anna", word, family, vectors, vectors)
 
 
@@ -297,6 +362,7 @@ def identity_of(stages: int = 5, width: int = WIDTH, family: str = "sd1", word: 
     ("start", "said"),
     [
         (identity_of(stages=4), "4 stages"),
+        (identity_of(vectors=2), "2 vectors.*set stages, vectors and class_word"),
         (identity_of(word="cat"), "cat"),
         (identity_of(width=WIDTH * 2), "does not fit"),
         (identity_of(family="sdxl"), "SDXL"),
