@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from .comfyui import REPOSITORY
+from sefi_ide.tools.comfyui import REPOSITORY
 
 
 def measured_at() -> str:

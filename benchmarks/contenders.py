@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from . import comfyui  # noqa: F401  (first, so that ComfyUI can be imported)
-
-# isort: split
 import comfy.model_management
 import comfy.sample
+import comfy.sd
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import attention_pytorch
@@ -35,6 +34,7 @@ from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Step
 from sefi_ide.sefi_core.learning.photos import pair_photos
 from sefi_ide.sefi_core.learning.settings import DEFAULT_TEMPLATES, TrainingSettings
+from sefi_ide.tests.mini_sd import architecture
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -72,6 +72,19 @@ class Models:
     model: ModelPatcher
     clip: CLIP
     vae: VAE
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Models:
+        """Those of a checkpoint, with weights that autograd may save.
+
+        A loader node runs in inference mode; everything else is the same.
+        """
+        architecture.register()
+        with torch.inference_mode(False):
+            loaded = comfy.sd.load_checkpoint_guess_config(
+                str(checkpoint), embedding_directory=None
+            )
+        return cls(*loaded[:3])
 
     @property
     def unet(self) -> torch.nn.Module:

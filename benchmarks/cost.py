@@ -25,7 +25,14 @@ from math import sqrt
 from pathlib import Path
 from statistics import median
 
-from . import comfyui
+import comfy.model_management
+import comfy.utils
+import torch
+from sefi_ide.sefi_core.text.captions import AUTO
+from sefi_ide.tests.comfy import full_shape
+from sefi_ide.tests.mini_sd.runtime import CHECKPOINT
+from sefi_ide.tools.comfyui import REPOSITORY
+
 from .commit import measured_at
 from .contenders import (
     Case,
@@ -40,17 +47,10 @@ from .contenders import (
 )
 from .memory import peak_in_own_process
 
-# isort: split
-import comfy.model_management
-import comfy.utils
-import torch
-from sefi_ide.sefi_core.text.captions import AUTO
-from sefi_ide.tests.comfy import full_shape
-
 logger = logging.getLogger(__name__)
 
 THREADS = torch.get_num_threads()
-OUTPUT = comfyui.REPOSITORY / "output" / "bench-cost"
+OUTPUT = REPOSITORY / "output" / "bench-cost"
 SHAPES = ("miniature", "full_shape")
 
 HIGHEST = {
@@ -239,7 +239,7 @@ def measure_growth(models: Models, plan: Plan) -> dict[str, float]:
 def measure(checkpoint: Path, plan: Plan) -> dict[str, float]:
     """All figures of one checkpoint."""
     torch.set_num_threads(plan.threads or THREADS)
-    models = Models(*comfyui.load(checkpoint))
+    models = Models.load(checkpoint)
     figures = measure_training(models, plan)
     logger.info("training: %s", figures)
     figures |= measure_sampling(models, plan)
@@ -303,7 +303,7 @@ def main() -> int:
     shapes = _wanted_shapes()
     figures = {}
     if "miniature" in shapes:
-        figures["miniature"] = measure(comfyui.MINIATURE, miniature_plan())
+        figures["miniature"] = measure(CHECKPOINT, miniature_plan())
     if "full_shape" in shapes:
         with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
             checkpoint = Path(folder) / "full_shape.safetensors"

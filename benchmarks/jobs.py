@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from .comfyui import REPOSITORY
+from sefi_ide.tools.comfyui import REPOSITORY
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,6 @@ class Job:
 
 def run_job(job: Job) -> Figures:
     """``id``, ``prompt``, ``id_p``, ``leak``, ``seconds`` and ``bytes``."""
-    from . import miniature  # noqa: F401  (first, so that ComfyUI can be imported)
     from .measures import LEAK_SEED, draw, leak, quality
     from .methods import Learned, learn
     from .subjects import Subject, named, noise_seeds, prompts
@@ -82,10 +80,9 @@ def run_job(job: Job) -> Figures:
 
 @cache
 def _miniature():
-    from .miniature import MiniSDRuntime, judges
-
-    # isort: split
     import comfy.utils
+    from sefi_ide.tests.mini_sd import judges
+    from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
     comfy.utils.set_progress_bar_enabled(False)  # core's LoRA training shows one
     return MiniSDRuntime(), judges.load_judges()

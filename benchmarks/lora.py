@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import comfyui  # noqa: F401  (first, so that ComfyUI can be imported)
-
-# isort: split
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode

@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
-from tools import demo  # puts the miniature's modules on the path
-
-# isort: split
-from wishes import Wish, caption_of, pictures_of, random_wish, shot_of
-
-from tools.server import ComfyServer
-from tools.workflow import Prompt, nodes_of, to_prompt
+from sefi_ide.sefi_core import evaluation
+from sefi_ide.tests.mini_sd import world
+from sefi_ide.tests.mini_sd.judges import load_judges
+from sefi_ide.tests.mini_sd.wishes import Wish, caption_of, pictures_of, random_wish, shot_of
+from sefi_ide.tools import demo
+from sefi_ide.tools.server import ComfyServer
+from sefi_ide.tools.workflow import Prompt, nodes_of, to_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ CLASS_WORD = "person"
 
 def measure(server: ComfyServer, seed: int, identities: int, prompts: int) -> dict[str, float]:
     """The figures of the main job on a running server that has the miniature."""
-    judges = demo.judges.load_judges()
+    judges = load_judges()
     rng = np.random.default_rng(10**6 + seed)
     wishes = [random_wish(rng) for _ in range(prompts)]
     workflow = json.loads(demo.QUICK_START.read_text(encoding="utf-8"))
@@ -48,19 +47,22 @@ def measure(server: ComfyServer, seed: int, identities: int, prompts: int) -> di
     plain = _pictures(server, _adapted(server, prompt, seed), wishes, f"a {CLASS_WORD}")
     rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}
     for number in range(identities):
-        look = demo.world.unseen_look(1000 * seed + number)
+        look = world.unseen_look(1000 * seed + number)
         renders = _renders(look, wishes, 1000 * seed + number)
         drawn = _pictures(
             server, _adapted(server, prompt, 1000 * seed + number), wishes, f"<{demo.NAME}>"
         )
         others = _renders(look, wishes, 77_000 + 1000 * seed + number)
-        rows["id"].append(judges.identity_similarity(drawn, renders).mean().item())
+        found = evaluation.quality(
+            judges.identity_similarity(drawn, renders), judges.found(drawn, wishes)
+        )
+        rows["id"].append(found["id"])
+        rows["prompt_share"].append(found["prompt"])
         rows["id_class"].append(judges.identity_similarity(plain, renders).mean().item())
         rows["id_renders"].append(judges.identity_similarity(others, renders).mean().item())
-        rows["prompt_share"].append(judges.prompt_share(drawn, wishes))
         logger.info("%d of %d: %s", number + 1, identities, {k: v[-1] for k, v in rows.items()})
     figures = {name: float(np.mean(values)) for name, values in rows.items()}
-    figures["prompt_share_class"] = judges.prompt_share(plain, wishes)
+    figures["prompt_share_class"] = evaluation.prompt_share(judges.found(plain, wishes))
     figures["id_bar"] = figures["id_class"] + SHARE_OF_THE_WAY * (
         figures["id_renders"] - figures["id_class"]
     )
@@ -91,7 +93,7 @@ def _adapted(server: ComfyServer, prompt: Prompt, seed: int) -> Prompt:
         portrait = Path(folder) / f"portrait_{seed}.png"
         Image.fromarray(demo.draw(seed, "portrait")).save(portrait)
         photo = server.upload(portrait)
-    demo.adapt(adapted, photo, "mini_sd.safetensors", miniature=True)
+    demo.adapt(adapted, photo, demo.MINIATURE.name, miniature=True)
     return adapted
 
 
@@ -126,10 +128,9 @@ def main() -> int:
     seed = int(os.environ.get("SEED") or 1)
     identities = int(os.environ.get("IDENTITIES") or 8)
     prompts = int(os.environ.get("PROMPTS") or 12)
-    checkpoint = demo.MINI_SD / "mini_sd.safetensors"
     with tempfile.TemporaryDirectory(prefix="sefi-main-job-") as directory:
         arguments = () if torch.accelerator.is_available() else ("--cpu",)
-        with ComfyServer(Path(directory), [checkpoint], arguments) as server:
+        with ComfyServer(Path(directory), [demo.MINIATURE], arguments) as server:
             figures = measure(server, seed, identities, prompts)
     lines = missed(figures)
     for line in lines:

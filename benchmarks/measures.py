@@ -1,22 +1,22 @@
-"""The figures of the quality benchmark: ID, Prompt, ID(P), Leak, and their intervals."""
+"""The figures of the quality benchmark: pictures of a subject, what they are worth, and Leak."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import comfy.sample
-import numpy as np
 import torch
+from sefi_ide.sefi_core import evaluation
 from sefi_ide.sefi_core.comfyui.attention_maps import attention_maps
 from sefi_ide.sefi_core.learning import losses
+from sefi_ide.tests.mini_sd import judges, render, runtime, wishes, world
+from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
 from .methods import Learned
-from .miniature import MiniSDRuntime, judges, render, runtime, wishes, world
 
 LEAK_TIMESTEPS = (200, 400, 600)
 LEAK_PICTURES = 4
 LEAK_SEED = 60_000
-BOOTSTRAPS = 10_000
 BATCH = 16
 
 
@@ -64,21 +64,12 @@ def quality(
     wished: Sequence[wishes.Wish],
     references: torch.Tensor,
 ) -> dict[str, float]:
-    """``id``, ``prompt`` and ``id_p`` of pictures that were asked for ``wished``, one each.
+    """:func:`evaluation.quality` of pictures that were asked for ``wished``, one each.
 
-    ID is the cosine of the identity embedding with the mean one of ``references``; Prompt the
-    share of the prompted attributes that are seen; ID(P) the mean of ID with 0 for every picture
-    that misses something.
+    ``references`` are renders of the person.
     """
     similarity = judge.identity_similarity(pictures, references)
-    found = judge.found(pictures, wished)
-    complete = torch.tensor([all(hits) for hits in found])
-    hits = [hit for row in found for hit in row]
-    return {
-        "id": similarity.mean().item(),
-        "prompt": sum(hits) / len(hits),
-        "id_p": (similarity * complete).mean().item(),
-    }
+    return evaluation.quality(similarity, judge.found(pictures, wished))
 
 
 @torch.no_grad()
@@ -96,16 +87,3 @@ def leak(mini: MiniSDRuntime, learned: Learned, look: world.Look, seed: int) -> 
         )
         shares.append(losses.leak(maps.layers, heads))
     return torch.stack(shares).mean().item()
-
-
-def interval(values: Sequence[float], seed: int = 0) -> list[float]:
-    """Mean and the ends of its 95 % bootstrap interval over identities: [mean, low, high]."""
-    values = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAPS, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
-    return [float(values.mean()), float(low), float(high)]
-
-
-def interval_text(mean_low_high: Sequence[float]) -> str:
-    """What :func:`interval` gives, as the tables show it."""
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*mean_low_high)

@@ -14,11 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import comfyui
-from .contenders import Case, Floor, IdentityTraining, Models
-
-# isort: split
 import torch
+from sefi_ide.tools.comfyui import REPOSITORY
+
+from .contenders import Case, Floor, IdentityTraining, Models
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -27,9 +26,7 @@ def peak_in_own_process(kind: str, checkpoint: Path, case: Case) -> dict[str, in
     """:func:`measure` in a new process. Raises ``CalledProcessError`` if that fails."""
     asked = json.dumps(dataclasses.asdict(case))
     command = [sys.executable, "-m", "benchmarks.memory", kind, str(checkpoint), asked]
-    run = subprocess.run(
-        command, cwd=comfyui.REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
-    )
+    run = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -39,7 +36,7 @@ def measure(kind: str, checkpoint: Path, case: Case) -> dict[str, int]:
     ``unet_parameters`` tells how many bytes a second U-Net would take. The floor has transformers'
     text encoder in the place of the CLIP, and otherwise the same models loaded.
     """
-    models = Models(*comfyui.load(checkpoint))
+    models = Models.load(checkpoint)
     training = IdentityTraining(models) if kind == "identity" else Floor(models)
     if kind == "floor":
         models = training.models = dataclasses.replace(models, clip=None)

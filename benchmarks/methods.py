@@ -17,9 +17,9 @@ from sefi_ide.sefi_core.identity.file import to_bytes
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.photos import Photo
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
+from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
 from .lora import apply_lora, train_lora
-from .miniature import MiniSDRuntime
 
 LORA = "lora"
 _PLAIN = {"background_weight": 1.0, "captions": ()}

@@ -25,12 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from sefi_ide.sefi_core import evaluation
+from sefi_ide.tools.comfyui import REPOSITORY
 
-from . import miniature  # noqa: F401  (ComfyUI on the path)
-from .comfyui import REPOSITORY
 from .commit import measured_at
 from .jobs import Figures, Job, run_all
-from .measures import interval, interval_text
 from .methods import LORA, TITLES, swept
 from .plots import plot_id_prompt
 from .subjects import VALIDATION_SEED
@@ -93,13 +92,11 @@ def benchmark(
     return {name: [done[job.key] for job in part] for name, part in jobs.items()}
 
 
-def relative(rows: Mapping[str, list[Figures]]) -> dict[str, list[float]]:
+def relative_rows(rows: Mapping[str, list[Figures]]) -> dict[str, list[float]]:
     """r of every subject by method: ID(P) from 0 at the class word to 1 at named people."""
-    floor, ceiling = (
-        float(np.mean([row["id_p"] for row in rows[name]])) for name in ("class_word", "named")
-    )
+    ends = [float(np.mean([row["id_p"] for row in rows[name]])) for name in ("class_word", "named")]
     return {
-        name: [(row["id_p"] - floor) / (ceiling - floor) for row in part]
+        name: [evaluation.relative(row["id_p"], *ends) for row in part]
         for name, part in rows.items()
     }
 
@@ -107,7 +104,7 @@ def relative(rows: Mapping[str, list[Figures]]) -> dict[str, list[float]]:
 def missed(rows: Mapping[str, list[Figures]]) -> list[str]:
     """The bars that the figures do not reach, in words; those of methods that are there."""
     lines = []
-    r = {name: interval(values) for name, values in relative(rows).items()}
+    r = {name: evaluation.interval(values) for name, values in relative_rows(rows).items()}
     ours = r["sefi"]
     for name, ratio in RATIOS.items():
         if name not in r:
@@ -142,18 +139,19 @@ def summary(rows: Mapping[str, list[Figures]]) -> dict[str, dict[str, list[float
     ``behind`` is how far the method's ID(P) is below the defaults', of the same subjects; named
     people are others, and have none.
     """
-    r = relative(rows)
+    r = relative_rows(rows)
     figures = {
         name: {
-            **{figure: interval([row[figure] for row in part]) for figure in FIGURES},
-            "r": interval(r[name]),
+            **{figure: evaluation.interval([row[figure] for row in part]) for figure in FIGURES},
+            "r": evaluation.interval(r[name]),
         }
         for name, part in rows.items()
     }
     for name, part in rows.items():
         if name not in ("sefi", "named"):
             pairs = zip(rows["sefi"], part, strict=True)
-            figures[name]["behind"] = interval([ours["id_p"] - row["id_p"] for ours, row in pairs])
+            behind = [ours["id_p"] - row["id_p"] for ours, row in pairs]
+            figures[name]["behind"] = evaluation.interval(behind)
     return figures
 
 
@@ -165,7 +163,7 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     ]
     for name, row in figures.items():
         cells = [
-            interval_text(row[figure]) if figure in row else ""
+            evaluation.interval_text(row[figure]) if figure in row else ""
             for figure in ("id", "prompt", "id_p", "behind", "r", "leak")
         ]
         cells += [f"{row['seconds'][0]:.0f}", f"{row['bytes'][0] / 1000:.0f}"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sefi_ide.sefi_core.learning.photos import Photo
-
-from .miniature import render, wishes, world
+from sefi_ide.tests.mini_sd import render, wishes, world
 
 VALIDATION_SEED = 500
 """Of the subjects on which learning rate and steps are chosen; no benchmark run uses it."""

@@ -4,11 +4,9 @@ Tests write ``from sefi_ide.sefi_core.identity.identity import Identity``. The r
 never goes on ``sys.path``: the pack's ``nodes`` package would hide ComfyUI's ``nodes.py``.
 """
 
-import sys
+import runpy
 from pathlib import Path
-from types import ModuleType
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-package = sys.modules.setdefault("sefi_ide", ModuleType("sefi_ide"))
-package.__path__ = [str(REPOSITORY)]
+runpy.run_path(str(REPOSITORY / "tools" / "comfyui.py"))["name_the_pack"]()

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,20 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from sefi_ide.sefi_core import evaluation
+from sefi_ide.tests.mini_sd import judges, render, world
+from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
 from .comfyui import REPOSITORY
 from .grid import labelled_grid
 from .server import ComfyServer
 from .workflow import Prompt, nodes_of, to_prompt
 
-MINI_SD = REPOSITORY / "tests" / "mini_sd"
-sys.path.append(str(MINI_SD))  # its modules import one another
-
-import judges  # noqa: E402
-import render  # noqa: E402
-import world  # noqa: E402
-from wishes import caption_of, shot_of  # noqa: E402
-
+MINIATURE = REPOSITORY / "tests" / "mini_sd" / "mini_sd.safetensors"
 OUTPUT = REPOSITORY / "output" / "demo"
 QUICK_START = REPOSITORY / "workflows" / "quick_start.json"
 NAME = "anna"
@@ -67,15 +62,14 @@ def main() -> None:
     if not checkpoint:
         print("No CKPT given: the miniature model is used, which knows drawn faces only.")
 
-    mini_sd = MINI_SD / "mini_sd.safetensors"
-    checkpoint = Path(checkpoint).expanduser() if checkpoint else mini_sd
+    checkpoint = Path(checkpoint).expanduser() if checkpoint else MINIATURE
     with tempfile.TemporaryDirectory(prefix="sefi-demo-") as directory:
         arguments = () if torch.accelerator.is_available() else ("--cpu",)
         with ComfyServer(Path(directory), [checkpoint], arguments) as server:
             prompt = to_prompt(
                 json.loads(QUICK_START.read_text(encoding="utf-8")), server.get("/object_info")
             )
-            adapt(prompt, server.upload(portrait), checkpoint.name, checkpoint == mini_sd)
+            adapt(prompt, server.upload(portrait), checkpoint.name, checkpoint == MINIATURE)
             pictures, train_seconds = learn_and_draw(server, prompt)
             identity = next(Path(directory, "models", "sefi").glob("*.safetensors"))
             shutil.copy(identity, OUTPUT)
@@ -179,10 +173,12 @@ def judge(pictures: list[Image.Image], seed: int) -> dict[str, float]:
     pair = judges.load_judges()
     generated = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])) / 255
     reference = torch.from_numpy(draw(seed, "doing")) / 255
-    similarity = pair.identity_similarity(generated, reference)
+    figures = evaluation.quality(
+        pair.identity_similarity(generated, reference), pair.found(generated, WISHES)
+    )
     return {
-        "id_mean": round(float(similarity.mean()), 3),
-        "prompt_share": round(pair.prompt_share(generated, WISHES), 3),
+        "id_mean": round(figures["id"], 3),
+        "prompt_share": round(figures["prompt"], 3),
     }
 
 

@@ -6,7 +6,7 @@ candidates in the thumbnails of ComfyUI's workflow templates, or in the pictures
 are given. Among them are faces, of course. They are left out by themselves: first whatever the
 cascade is sure of, then whatever the first fit takes for a face.
 
-    python tools/fit_face_verifier.py [--pictures 220] [folder ...]
+    python -m tools.fit_face_verifier [--pictures 220] [folder ...]
 """
 
 from __future__ import annotations
@@ -16,17 +16,11 @@ import importlib.util
 import random
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-package = sys.modules.setdefault("sefi_ide", ModuleType("sefi_ide"))
-package.__path__ = [str(REPOSITORY)]
-
-from sefi_ide.sefi_core.faces import lbp  # noqa: E402
+from sefi_ide.sefi_core.faces import lbp
 
 TEMPLATES = ("api", "image", "video", "other")
 SURE_MARGIN = 30.0

@@ -1,28 +1,17 @@
 """ComfyUI in this process, on the CPU, with directories of its own."""
 
-import atexit
 import logging
-import shutil
-import sys
-import tempfile
 
 import pytest
-from sefi_ide.tools.comfyui import comfyui_path
+from sefi_ide.tools.comfyui import start
 
-sys.path.insert(0, str(comfyui_path()))
-
-from comfy.cli_args import args  # noqa: E402
-
-# Before anything else of ComfyUI is imported: both are read at import time.
-args.cpu = True
-args.base_directory = tempfile.mkdtemp(prefix="sefi-tests-")
-atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
+start(cpu=True, prefix="sefi-tests-")
 
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-from sefi_ide.benchmarks.miniature import MiniSDRuntime  # noqa: E402
 from sefi_ide.tests.comfy import composition, random_checkpoint  # noqa: E402
+from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,16 @@ samples, and prints one JSON object: what came out, and how much private memory 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
+import runpy
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 64  # pixels; the deepest level of the U-Net is then a single cell
 
 UNET_CONFIG = {
@@ -108,15 +107,9 @@ def peak_of(peaks: dict[str, int], phase: str) -> Iterator[None]:
         watcher.join()
 
 
-def start_comfyui() -> None:
-    """On the CPU, with directories of its own, as for the tests of this folder."""
-    spec = importlib.util.spec_from_file_location("conftest", TESTS / "conftest.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    importlib.import_module("sefi_ide.tests.comfy.conftest")
-
-
 def main() -> None:
-    start_comfyui()
+    tools = runpy.run_path(str(REPOSITORY / "tools" / "comfyui.py"))
+    tools["start"](cpu=True, prefix="sefi-full-shape-")
     import folder_paths
     import torch
     from sefi_ide.nodes.apply_identity import SeFiApplyIdentity

@@ -3,7 +3,6 @@
 import comfy.model_management
 import pytest
 import torch
-from sefi_ide.benchmarks.miniature import render, wishes, world
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
@@ -12,6 +11,7 @@ from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Batch
 from sefi_ide.sefi_core.learning.photos import Photo
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
+from sefi_ide.tests.mini_sd import render, wishes, world
 
 SIDE = 128
 PEOPLE = (1, 2, 3, 4, 5, 6)

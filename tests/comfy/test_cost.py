@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sefi_ide.benchmarks import comfyui, contenders, cost, lora
+from sefi_ide.benchmarks import contenders, cost, lora
 
 SIDE = 64
 CASE = contenders.Case(SIDE)
@@ -23,7 +23,7 @@ PLAN = cost.Plan(SIDE, rounds=1, steps=2, growth=(CASE, LARGE), most_rounds=1)
 
 @pytest.fixture(scope="module")
 def models(mini_checkpoint) -> contenders.Models:
-    return contenders.Models(*comfyui.load(Path(mini_checkpoint)))
+    return contenders.Models.load(Path(mini_checkpoint))
 
 
 def test_all_ratios_are_measured(models):

@@ -1,30 +1,9 @@
 """The figures of the quality benchmark are what they say."""
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 from sefi_ide.benchmarks import measures, methods, subjects
-from sefi_ide.benchmarks.measures import interval
 
 from .learning import learned
-
-
-def test_id_p_is_0_for_a_picture_that_misses_something():
-    judge = SimpleNamespace(
-        identity_similarity=lambda pictures, references: torch.tensor([0.8, 0.6]),
-        found=lambda pictures, wished: [[True, True], [True, False]],
-    )
-    figures = measures.quality(judge, None, [{}, {}], None)
-    assert figures == pytest.approx({"id": 0.7, "prompt": 0.75, "id_p": 0.4})
-
-
-def test_interval_holds_the_mean_and_narrows_with_more_identities():
-    few, many = interval([0.0, 1.0] * 2), interval([0.0, 1.0] * 50)
-    for mean, low, high in (few, many):
-        assert low < mean == 0.5 < high
-    assert many[2] - many[1] < 0.5 * (few[2] - few[1])
-    assert interval([0.3, 0.3]) == pytest.approx([0.3, 0.3, 0.3])
 
 
 def test_leak_is_that_of_the_learned_word(mini):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from sefi_ide.benchmarks import methods, quality, subjects
-from sefi_ide.benchmarks.measures import interval
+from sefi_ide.sefi_core.evaluation import interval
 
 GOOD = {
     "class_word": {"id_p": 0.2, "prompt": 0.9, "leak": 0.1},
@@ -68,7 +68,7 @@ def test_a_strong_baseline_must_be_halfway_to_the_ceiling():
 
 
 def test_r_is_0_at_the_class_word_and_1_at_named_people():
-    r = quality.relative(rows_of(GOOD))
+    r = quality.relative_rows(rows_of(GOOD))
     assert interval(r["class_word"])[0] == pytest.approx(0.0)
     assert interval(r["named"])[0] == pytest.approx(1.0)
     assert interval(r["sefi"])[0] == pytest.approx((0.45 - 0.2) / 0.4)

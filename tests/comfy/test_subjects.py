@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from sefi_ide.benchmarks import subjects
-from sefi_ide.benchmarks.miniature import render, wishes, world
+from sefi_ide.tests.mini_sd import render, wishes, world
 
 
 def test_30_prompts_ask_for_every_attribute_alone_and_12_mixtures():

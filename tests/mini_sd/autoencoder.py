@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from architecture import LATENT_CHANNELS
 from torch import nn
+
+from .architecture import LATENT_CHANNELS
 
 LATENT_NOISE = 0.08  # what a sampler leaves in a latent, in units of its deviation
 WIDTH = 32  # half of TAESD's

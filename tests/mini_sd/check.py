@@ -7,21 +7,30 @@ and sampler. ``SEED`` chooses others.
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import json
 import logging
 import os
+import runpy
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a file, whose package and ComfyUI are still to be found
+    __package__ = "sefi_ide.tests.mini_sd"
+    tools = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "comfyui.py"))
+    tools["start"](cpu=True, prefix="sefi-mini-sd-")
 
 import numpy as np
-import runtime  # noqa: F401  (puts ComfyUI on the path, on the CPU)
 import torch
 import torch.nn.functional as F
-import world
-from dataset import Cast, make_dataset
-from judges import Judges, load_judges
-from runtime import MiniSDRuntime
-from unet import AttentionRecorder, alphas_cumprod, word_regions
-from wishes import caption_of, pictures_of, random_wish, shot_of
+
+from ...sefi_core import evaluation
+from . import world
+from .dataset import Cast, make_dataset
+from .judges import Judges, load_judges
+from .runtime import MiniSDRuntime
+from .unet import AttentionRecorder, alphas_cumprod, word_regions
+from .wishes import caption_of, pictures_of, random_wish, shot_of
 
 log = logging.getLogger("mini_sd")
 
@@ -57,7 +66,7 @@ def check_judges(mini: MiniSDRuntime, judges: Judges, seed: int) -> dict[str, fl
     shots, truth = random_shots(300, rng, seed)
     fresh = pictures_of(shots)
     attributes = {
-        name: judges.prompt_share(pictures, truth)
+        name: evaluation.prompt_share(judges.found(pictures, truth))
         for name, pictures in (("fresh", fresh), ("decoded", mini.round_trip(fresh)))
     }
     pairs = _twin_pairs(200, rng, seed)
@@ -103,7 +112,7 @@ def check_prompts(mini: MiniSDRuntime, judges: Judges, seed: int, count: int = 9
         for name, hit in zip(wanted, hits, strict=True):
             by_name.setdefault(name, []).append(hit)
     log.info("prompts: %s", {k: round(float(np.mean(v)), 3) for k, v in by_name.items()})
-    return {"prompt_share": judges.prompt_share(pictures, wishes)}
+    return {"prompt_share": evaluation.prompt_share(found)}
 
 
 def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 2) -> dict:
@@ -116,7 +125,7 @@ def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 
         shots = [
             shot_of(looks[name], name, random_wish(rng), int(rng.integers(2**31))) for _ in range(6)
         ]
-        gallery.append(F.normalize(judges.identity_embeddings(pictures_of(shots)).mean(0), dim=-1))
+        gallery.append(evaluation.prototype(judges.identity_embeddings(pictures_of(shots))))
     gallery = torch.stack(gallery)
     captions = [caption_of(random_wish(rng), name) for name in names for _ in range(per_name)]
     scores = judges.identity_embeddings(mini.sample(captions, seed=seed)) @ gallery.T

@@ -13,10 +13,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-import render
 import torch
 import torch.nn.functional as F
-import world
+
+from . import render, world
 
 CONTEXT_LENGTH = 77
 START, END = 49406, 49407

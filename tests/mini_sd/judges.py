@@ -16,8 +16,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-import world
 from torch import nn
+
+from ...sefi_core import evaluation
+from . import world
 
 WEIGHTS = Path(__file__).parent / "judges.safetensors"
 EMBEDDING_DIM = 64
@@ -81,9 +83,10 @@ class Judges:
         return F.normalize(self._outputs(pictures)[0], dim=-1)
 
     def identity_similarity(self, pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Cosine (B,) of each picture with the mean embedding of the reference pictures."""
-        mean = F.normalize(self.identity_embeddings(reference).mean(dim=0), dim=-1)
-        return self.identity_embeddings(pictures) @ mean
+        """ID (B,) of each picture, of the person whom the reference pictures show."""
+        return evaluation.identity_similarity(
+            self.identity_embeddings(pictures), self.identity_embeddings(reference)
+        )
 
     @torch.no_grad()
     def _outputs(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -106,11 +109,6 @@ class Judges:
             [seen[name][row] == value for name, value in wanted.items()]
             for row, wanted in enumerate(prompted)
         ]
-
-    def prompt_share(self, pictures: torch.Tensor, prompted: Sequence[dict[str, str]]) -> float:
-        """Share of all prompted attributes that are seen."""
-        hits = [hit for row in self.found(pictures, prompted) for hit in row]
-        return sum(hits) / len(hits)
 
 
 def _channels_first(pictures: torch.Tensor) -> torch.Tensor:

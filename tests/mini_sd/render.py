@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import backdrops
 import numpy as np
-import props
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
-from world import Actor, Shot
+
+from . import backdrops, props
+from .world import Actor, Shot
 
 SIZE = 128
 SCALE = 2

@@ -1,27 +1,14 @@
-"""ComfyUI in this process, on the CPU, with the miniature loaded as its users load it."""
+"""The miniature in this process, loaded as its users load it; ComfyUI must have been started."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-# As a file: its package would have to come before ComfyUI's own packages on the path.
-tools_comfyui = runpy.run_path(str(ROOT / "tools" / "comfyui.py"))
-sys.path.insert(0, str(tools_comfyui["comfyui_path"]()))
+import comfy.sample
+import comfy.sd
+import torch
 
-import comfy.options  # noqa: E402
-
-comfy.options.args_parsing = False
-from comfy.cli_args import args  # noqa: E402
-
-args.cpu = True
-
-import architecture  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.sd  # noqa: E402
-import torch  # noqa: E402
+from . import architecture
 
 CHECKPOINT = Path(__file__).parent / "mini_sd.safetensors"
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"

@@ -11,9 +11,10 @@ from __future__ import annotations
 import comfy.clip_model
 import torch
 import torch.nn.functional as F
-import world
-from dataset import END, ROLES, SLOT_IDS, Dataset, word_ids
 from torch import nn
+
+from . import world
+from .dataset import END, ROLES, SLOT_IDS, Dataset, word_ids
 
 RIDGE = 1e-2
 

@@ -9,25 +9,28 @@ hours on two cores.
 
 from __future__ import annotations
 
+# ruff: noqa: E402
 import argparse
 import logging
 import os
+import runpy
+from pathlib import Path
 
-import runtime  # noqa: F401  (ComfyUI on the path, before anything of it)
+if __name__ == "__main__":  # as a file, whose package and ComfyUI are still to be found
+    __package__ = "sefi_ide.tests.mini_sd"
+    tools = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "comfyui.py"))
+    tools["start"](cpu=True, prefix="sefi-mini-sd-")
 
-# isort: split
-import architecture
-import autoencoder
-import judges
 import safetensors.torch
-import text_encoder
 import torch
-import unet
-from dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
-from runtime import CHECKPOINT, ROOT
-from training_loop import train
 
-BUILD = ROOT / "build" / "mini_sd"
+from ...tools.comfyui import REPOSITORY
+from . import architecture, autoencoder, judges, text_encoder, unet
+from .dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
+from .runtime import CHECKPOINT
+from .training_loop import train
+
+BUILD = REPOSITORY / "build" / "mini_sd"
 LINEAR = CHECKPOINT.with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 4
 FAMILIES = 1200

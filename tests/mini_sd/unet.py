@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from dataset import ROLES, Dataset
 from torch import nn
+
+from .dataset import ROLES, Dataset
 
 LOCALITY_WEIGHT = 0.02
 SNR_CAP = 5.0  # min-SNR weighting

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import render
 import torch
-import world
+
+from . import render, world
 
 Wish = dict[str, str]
 

@@ -1,12 +1,14 @@
 """Test-only custom node: teaches ComfyUI to load the miniature Stable Diffusion."""
 
-import sys
+import importlib.util
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-import architecture  # noqa: E402
-
+# As a file: to a server the pack, and so the miniature's package, has another name.
+_spec = importlib.util.spec_from_file_location(
+    "mini_sd_architecture", Path(__file__).resolve().parent.parent / "architecture.py"
+)
+architecture = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(architecture)
 architecture.register()
 
 
