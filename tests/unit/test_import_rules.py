@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from pathlib import Path
 
 import pytest
 from sefi_ide.tools.comfyui import REPOSITORY, comfyui_path
@@ -17,6 +18,16 @@ COMFYUI_MODULES = {
 }
 OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage"}
 FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggingface_hub"}
+
+ROOMS = (
+    {"learning"},
+    {"apply", "attention_maps", "faces", "library"},
+    {"methods"},
+    {"clip"},
+    {"unet"},
+    {"base_model"},
+)
+"""Of the bridge, ``sefi_core/comfyui``: each imports of itself and of later rows only."""
 
 
 def imports(tree: ast.AST) -> list[tuple[int, str]]:
@@ -35,6 +46,22 @@ def absolute(tree: ast.AST) -> set[str]:
     return {module.split(".")[0] for level, module in imports(tree) if level == 0}
 
 
+def reached_from(path: Path, tree: ast.AST) -> set[tuple[str, ...]]:
+    """The modules of the pack that a file imports, each as its path in the repository."""
+    package = path.parts[:-1]
+    return {
+        (*package[: len(package) - level + 1], *module.split("."))
+        for level, module in imports(tree)
+        if level > 0
+    }
+
+
+def row_of(room: str) -> int:
+    """Where a room of the bridge stands in :data:`ROOMS`."""
+    (row,) = (row for row, rooms in enumerate(ROOMS) if room in rooms)
+    return row
+
+
 @pytest.fixture(params=PACK_FILES, ids=str)
 def source(request):
     return request.param, ast.parse((REPOSITORY / request.param).read_text(encoding="utf-8"))
@@ -48,17 +75,22 @@ def test_only_the_bridge_and_the_nodes_know_comfyui(source):
 
 def test_imports_run_from_nodes_to_bridge_to_core(source):
     path, tree = source
-    package = path.parts[:-1]
-    reached = {
-        (*package[: len(package) - level + 1], *module.split("."))
-        for level, module in imports(tree)
-        if level > 0
-    }
+    reached = reached_from(path, tree)
     assert {module[0] for module in reached} <= {"nodes", "sefi_core"}
     if path.parts[0] == "sefi_core":
         assert not [module for module in reached if module[0] != "sefi_core"]
         if path.parts[1] != "comfyui":
             assert not [module for module in reached if module[:2] == ("sefi_core", "comfyui")]
+
+
+def test_imports_within_the_bridge_run_one_way(source):
+    """No room knows what is built on it: text and U-Net know no method, a method no training."""
+    path, tree = source
+    if path.parts[:2] != ("sefi_core", "comfyui") or path.name == "__init__.py" == path.parts[2]:
+        return
+    own = path.parts[2].removesuffix(".py")
+    others = {m[2] for m in reached_from(path, tree) if m[:2] == ("sefi_core", "comfyui")} - {own}
+    assert not [room for room in others if row_of(room) <= row_of(own)]
 
 
 def test_the_pack_is_imported_relatively(source):
