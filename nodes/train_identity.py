@@ -79,7 +79,8 @@ class SeFiTrainIdentity(io.ComfyNode):
                     default=DEFAULTS.steps,
                     min=1,
                     max=20000,
-                    tooltip="Training steps. Time grows with them; more do little for one photo.",
+                    tooltip="Training steps. Time grows with them. More learn the photo better, "
+                    "and from some number on follow prompts less.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -25,7 +25,7 @@ DEFAULT_TEMPLATES = (
 class TrainingSettings:
     """Everything a user can set about a training. Building impossible ones raises SeFiError."""
 
-    steps: int = 300
+    steps: int = 100
     seed: int = 0
     stages: int = 5
     """Parts of the denoising with vectors of their own, 5 in the paper."""
@@ -49,7 +49,7 @@ class TrainingSettings:
     """What the photos show beside the identity: one for each photo, or one for all."""
     dtype: str = "auto"
     gradient_checkpointing: bool = False
-    preview_every: int = 100
+    preview_every: int = 50
     """Steps between preview pictures; 0 for none."""
 
     def __post_init__(self) -> None:
