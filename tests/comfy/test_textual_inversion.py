@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from sefi_ide.sefi_core.comfyui.unet import sampling
 from sefi_ide.sefi_core.comfyui.unet.conditioning import REGISTRY, UNUSED_SHARE, Registry
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.composition import (
@@ -349,3 +350,26 @@ def test_only_keys_do_not_come_back_by_content(setting):
     assert torch.equal(drawn, expected)
     with_keys = world.sample(kept, world.encode(NEGATIVE), setting.noise)
     assert float((with_keys - expected).abs().mean() / expected.std()) > VISIBLE
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["turned", "tiles"])
+def test_conditioning_of_a_file_when_rows_change_their_places(setting, monkeypatch, size):
+    """Known by its own dict only: the registry of another process has never seen it."""
+    monkeypatch.setattr(sampling, "REGISTRY", Registry(0))
+
+    def wrapper(apply_model, arguments):
+        places = list(range(len(arguments["input"])))[::-1]
+        given = arguments["input"][places], arguments["timestep"][places]
+        context = arguments["c"]["c_crossattn"][places]
+        conditioning = {**arguments["c"], "c_crossattn": context}
+        if size > 1:
+            given = tuple(torch.cat([one] * size) for one in given)
+            conditioning["c_crossattn"] = torch.cat([context] * size)
+        return apply_model(*given, **conditioning)[: len(places)][places]
+
+    def case(world, noise):
+        model = world.model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return text_case()(replace(world, model=model), noise)
+
+    check(setting, case, text_guidance(setting))

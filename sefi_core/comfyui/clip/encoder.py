@@ -137,7 +137,7 @@ class _TextEncoder(torch.nn.Module):
             prompt = _Prompt(self, tokens, super().encode_token_weights)
             payload = _payload(prompt, applied, encoded[0])
             if payload is not None:
-                REGISTRY.add(encoded[0], payload, tells=prompt.tells(applied))
+                REGISTRY.add(encoded[0], payload)
         return encoded
 
 
@@ -317,7 +317,12 @@ def _payload(
             )
     if all(phase["key"] is base and phase["value"] is base for phase in phases):
         return None
-    return {"names": " ".join(sorted(applied)), "base": base, "phases": phases}
+    return {
+        "names": " ".join(sorted(applied)),
+        "base": base,
+        "tells": prompt.tells(applied),
+        "phases": phases,
+    }
 
 
 def _intervals(applied: Mapping[str, Applied]) -> Iterator[tuple[float, float, list[str]]]:

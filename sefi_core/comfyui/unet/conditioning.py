@@ -6,6 +6,8 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
   never comes back from a list of strings);
 - ``base``: the context (1, tokens, width) that the text encoder returned, a copy: the prompt with
   the identities' V vectors, an ordinary textual inversion to everything that knows no payloads;
+- ``tells``: False where that is the context of the class word as well (V at strength 0), so that
+  only the conditioning's own dict tells of the identity;
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
   current), and the contexts ``key`` and ``value`` (1, tokens, width).
@@ -56,10 +58,11 @@ def fingerprints(contexts: torch.Tensor) -> list[Marks]:
 
 
 class Known:
-    """A payload that contexts are searched for, unless its own ``tells`` nothing."""
+    """A payload that contexts are searched for."""
 
-    def __init__(self, payload: Payload, tells: bool = True) -> None:
-        self.payload, self.tells = payload, tells
+    def __init__(self, payload: Payload) -> None:
+        self.payload = payload
+        self.tells = bool(payload.get("tells", True))
         self._marks: dict[torch.dtype, Marks] = {}
 
     def marks(self, dtype: torch.dtype) -> Marks:
@@ -121,13 +124,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, context: torch.Tensor, payload: Payload, *, tells: bool = True) -> None:
-        """Register the payload of a context; it replaces one that could not be told from it.
-
-        Where a context does not tell of its identities, as it is the class word's as well, only
-        the tensor itself stands for the payload.
-        """
-        added, dtype = Known(payload, tells), payload["base"].dtype
+    def add(self, context: torch.Tensor, payload: Payload) -> None:
+        """Register the payload of a context; it replaces one that could not be told from it."""
+        added, dtype = Known(payload), payload["base"].dtype
         marks = added.marks(dtype)
         entries = [(weakref.ref(context), added)]
         unused = forgotten = 0.0

@@ -101,8 +101,12 @@ class Run:
     def _row(self, number: int | None, marks: Marks, dtype: torch.dtype) -> Row:
         place = number, dtype, marks
         if place not in self._rows:
-            own = self.own if number is None else self.own[number : number + 1]
-            candidates = [known for group in own for known in group]
+            # Rows may have changed their places since they got their numbers.
+            every = [known for group in self.own for known in group]
+            candidates = every
+            if number is not None:
+                others = (known for known in every if known.tells)
+                candidates = [*self.own[number], *others]
             self._rows[place] = [
                 Segment(start, start + len(known.marks(dtype)), self._injections_of(known))
                 for start, known in find(marks, dtype, candidates, REGISTRY)
