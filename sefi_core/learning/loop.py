@@ -1,6 +1,6 @@
 """The optimisation loop of SeFi-IDE, on anything that predicts noise.
 
-The loop draws timesteps, noise and pictures, asks a :class:`Predictor` for the model's output and
+The loop draws timesteps, noise and pictures, asks a :class:`Denoiser` for the model's output and
 attention maps, and moves the vectors. It knows no model: ``comfyui/train.py`` connects it to
 ComfyUI's, the tests to a toy.
 """
@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
         return [layer.target_of(self.placeholder) for layer in self.layers]
 
 
-class Predictor(Protocol):
+class Denoiser(Protocol):
     """The model as the loop sees it."""
 
     samples: int
@@ -82,7 +82,7 @@ def check_diffusers() -> None:
 
 def optimise(
     parameters: nn.Module,
-    predictor: Predictor,
+    denoiser: Denoiser,
     settings: TrainingSettings,
     on_step: Callable[[Step], None] | None = None,
     loss_scale: float = 1.0,
@@ -97,11 +97,11 @@ def optimise(
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
     scheduler = _cosine_schedule(optimizer, settings.steps)
-    batches = _batches(predictor.samples, settings)
+    batches = _batches(denoiser.samples, settings)
     history: list[Step] = []
     for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
         while True:
-            prediction = predictor(*parameters(), batch)
+            prediction = denoiser(*parameters(), batch)
             noise, attention, leaked = _losses(prediction, settings)
             loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
             if not torch.isfinite(loss):

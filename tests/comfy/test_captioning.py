@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
-from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyDenoiser
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
@@ -76,23 +76,23 @@ def test_a_caption_is_the_rest_of_the_sample_s_prompt(mini):
     identity = Identity("anna", "person", "sd1", vectors, vectors)
     latents = torch.randn(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def predictor_of(templates, captions=None):
-        return ComfyPredictor(mini.model, mini.clip, identity, templates, latents, None, captions)
+    def denoiser_of(templates, captions=None):
+        return ComfyDenoiser(mini.model, mini.clip, identity, templates, latents, None, captions)
 
-    def predictions(predictor, template):
+    def predictions(denoiser, template):
         with torch.no_grad():
             batch = Batch([0, 1], [template, template], [300, 700], 5)
-            return predictor(vectors, vectors, batch)
+            return denoiser(vectors, vectors, batch)
 
     templates = ["a picture of <name>", "a photo of <name>"]
-    mixed = predictor_of(templates, ["", "smiling"])
+    mixed = denoiser_of(templates, ["", "smiling"])
     found = predictions(mixed, 1)
     for sample, prompt in enumerate(("a photo of <name>", "a photo of <name> smiling")):
-        alone = predictions(predictor_of([prompt]), 0)
+        alone = predictions(denoiser_of([prompt]), 0)
         assert torch.allclose(found.output[sample], alone.output[sample], atol=1e-5)
         assert found.placeholder[sample].sum() == 1
         assert torch.equal(found.placeholder[sample], alone.placeholder[sample])
-    plain = predictions(predictor_of(templates), 1)
+    plain = predictions(denoiser_of(templates), 1)
     assert not torch.allclose(found.output[1], plain.output[1], atol=1e-3)
 
 

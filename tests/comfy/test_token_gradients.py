@@ -9,8 +9,8 @@ from __future__ import annotations
 import comfy.sd1_clip
 import pytest
 import torch
-from sefi_ide.sefi_core.comfyui.learning import denoiser as predictor_module
-from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning import denoiser as denoiser_module
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyDenoiser
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Batch, Prediction
@@ -42,25 +42,25 @@ def float64(monkeypatch):
     original_to = torch.Tensor.to
 
     def wide_to(tensor, *args, **kwargs):
-        # Latents and sigmas of the predictor; everything else is float64 already.
+        # Latents and sigmas of the denoiser; everything else is float64 already.
         args = [torch.float64 if argument is torch.float32 else argument for argument in args]
         return original_to(tensor, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", wide_to)
 
 
-def predictor_of(model, clip, dtype: torch.dtype = torch.float64) -> ComfyPredictor:
+def denoiser_of(model, clip, dtype: torch.dtype = torch.float64) -> ComfyDenoiser:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=generator)
     masks = torch.zeros(2, 1, SIDE, SIDE)
     masks[..., 2:6, 2:6] = 1
     keys, values = vectors(torch.float32)
     identity = Identity("anna", "old person", "sd1", keys, values)
-    predictor = ComfyPredictor(
+    denoiser = ComfyDenoiser(
         model, clip, identity, ["a (photo:1.3) of <name> on the beach"], latents, masks
     )
-    predictor.dtype = dtype
-    return predictor
+    denoiser.dtype = dtype
+    return denoiser
 
 
 def vectors(dtype: torch.dtype = torch.float64) -> Vectors:
@@ -78,7 +78,7 @@ def held_queries(monkeypatch):
     Training holds them still as well, so finite differences must not move them. Returns a function
     to be called with the number of layers after the backward pass, which may compute them again.
     """
-    compute = predictor_module.key_probabilities
+    compute = denoiser_module.key_probabilities
     first: list[torch.Tensor] = []
     later: list[torch.Tensor] = []
 
@@ -89,7 +89,7 @@ def held_queries(monkeypatch):
         later.append(later.pop(0))
         return compute(later[-1], k, heads)
 
-    monkeypatch.setattr(predictor_module, "key_probabilities", key_probabilities)
+    monkeypatch.setattr(denoiser_module, "key_probabilities", key_probabilities)
     return lambda layers: later.extend(first[:layers])
 
 
@@ -117,13 +117,13 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries,
     model, clip, _ = mini_sd
     batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[300, 900], noise_seed=7)
     with torch.inference_mode(False), torch.enable_grad():
-        predictor = predictor_of(model, clip)
+        denoiser = denoiser_of(model, clip)
         parts = vectors()
         for part in parts:
             part["l"].requires_grad_()
-        modules = predictor.model.model.diffusion_model, predictor.clip.cond_stage_model
+        modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=checkpointing):
-            prediction = predictor(*parts, batch)
+            prediction = denoiser(*parts, batch)
             loss = loss_of(prediction, prediction)
             assert loss.dtype == torch.float64
             loss.backward()
@@ -141,7 +141,7 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries,
                         moved = [{"l": part["l"].detach().clone()} for part in parts]
                         moved[role]["l"] += sign * step * direction
                         with torch.no_grad():
-                            losses.append(loss_of(predictor(*moved, batch), prediction))
+                            losses.append(loss_of(denoiser(*moved, batch), prediction))
                     measured = (losses[0] - losses[1]) / (2 * step)
                     expected = (gradient * direction).sum()
                     assert expected.abs() > 1e-4

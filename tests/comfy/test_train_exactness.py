@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
-from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyDenoiser
 from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Batch
@@ -31,24 +31,24 @@ class Denoise(comfy.samplers.Sampler):
         return self.noised
 
 
-def predictor_of(model, clip, identity, *templates: str) -> ComfyPredictor:
+def denoiser_of(model, clip, identity, *templates: str) -> ComfyDenoiser:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
     templates = templates or ("(a photo:1.2) of <name>",)
-    return ComfyPredictor(model, clip, identity, templates, latents, None)
+    return ComfyDenoiser(model, clip, identity, templates, latents, None)
 
 
-def captured(predictor: ComfyPredictor, batch: Batch):
+def captured(denoiser: ComfyDenoiser, batch: Batch):
     """A prediction with what the U-Net got: latents and timesteps."""
     identity_vectors = [
         {"l": torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
     ]
     seen = []
-    unet = predictor.model.model.diffusion_model
+    unet = denoiser.model.model.diffusion_model
     hook = unet.register_forward_pre_hook(lambda module, args: seen.append(args))
     try:
         with torch.inference_mode(False), torch.no_grad():
-            prediction = predictor(*identity_vectors, batch)
+            prediction = denoiser(*identity_vectors, batch)
     finally:
         hook.remove()
     return prediction, seen[0][0], seen[0][1], identity_vectors
@@ -62,12 +62,12 @@ def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
     if sampling == "v_prediction":
         model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
     word = {"l": torch.zeros(5, 1, WIDTH)}
-    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word))
     batch = Batch(samples=[1], templates=[0], timesteps=[timestep], noise_seed=4)
-    prediction, x, _, (keys, values) = captured(predictor, batch)
-    sigma = predictor.sigmas[[timestep]]
+    prediction, x, _, (keys, values) = captured(denoiser, batch)
+    sigma = denoiser.sigmas[[timestep]]
     noised = x * (1 + sigma**2) ** 0.5
-    expected = predictor.sampling.calculate_denoised(sigma, prediction.output, noised)
+    expected = denoiser.sampling.calculate_denoised(sigma, prediction.output, noised)
 
     identity = Identity("anna", "person", "sd1", keys, values)
     with torch.inference_mode():
@@ -93,15 +93,15 @@ def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     if kind == "v_prediction":
         model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
     word = {"l": torch.zeros(5, 1, WIDTH)}
-    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word))
     batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[5, 700], noise_seed=4)
-    prediction, x, timesteps, _ = captured(predictor, batch)
+    prediction, x, timesteps, _ = captured(denoiser, batch)
 
     t = torch.tensor(batch.timesteps)
-    noise = torch.randn(predictor.latents.shape, generator=torch.Generator().manual_seed(4))
+    noise = torch.randn(denoiser.latents.shape, generator=torch.Generator().manual_seed(4))
     assert timesteps.tolist() == batch.timesteps
-    torch.testing.assert_close(x, scheduler.add_noise(predictor.latents, noise, t))
-    target = noise if kind == "epsilon" else scheduler.get_velocity(predictor.latents, noise, t)
+    torch.testing.assert_close(x, scheduler.add_noise(denoiser.latents, noise, t))
+    target = noise if kind == "epsilon" else scheduler.get_velocity(denoiser.latents, noise, t)
     torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
 
 
@@ -110,9 +110,9 @@ def test_prompts_of_two_and_three_chunks_fit_in_one_batch(models):
     model, clip, _ = models
     word = {"l": torch.zeros(5, 1, WIDTH)}
     templates = [f"a photo of <name> {'very ' * words}" for words in (100, 170)]
-    predictor = predictor_of(model, clip, Identity("anna", "person", "sd1", word, word), *templates)
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word), *templates)
     both, first, second = (
-        captured(predictor, Batch([0, 1], numbers, [5, 700], 4))[0]
+        captured(denoiser, Batch([0, 1], numbers, [5, 700], 4))[0]
         for numbers in ([0, 1], [0, 0], [1, 1])
     )
     assert not torch.allclose(first.output, second.output, rtol=1e-2, atol=1e-3)

@@ -12,7 +12,7 @@ import comfy.utils
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyPredictor
+from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyDenoiser
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.identity.identity import Identity
@@ -37,12 +37,12 @@ def identity(width: int = 128, stages: int = 5, seed: int = 0) -> Identity:
     return Identity("anna", "person", "sd1", keys, values)
 
 
-def predictor(model, clip, dtype="auto", side=SIDE, **options) -> ComfyPredictor:
+def denoiser(model, clip, dtype="auto", side=SIDE, **options) -> ComfyDenoiser:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, side // 8, side // 8, generator=generator)
     masks = torch.zeros(2, 1, side, side)
     masks[..., 16:48, 16:48] = 1
-    return ComfyPredictor(
+    return ComfyDenoiser(
         model,
         clip,
         identity(),
@@ -71,7 +71,7 @@ def test_the_attention_losses_pull_at_the_keys_only(mini_sd):
     """Through the queries they would reach the values, which say what the identity looks like."""
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.enable_grad():
-        predict = predictor(model, clip)
+        predict = denoiser(model, clip)
         keys, values = vectors()
         with differentiable(predict.model.model.diffusion_model, predict.clip.cond_stage_model):
             made = predict(keys, values, BATCH)
@@ -80,7 +80,7 @@ def test_the_attention_losses_pull_at_the_keys_only(mini_sd):
             assert 0 < leaked.min() and leaked.max() < 1
             for loss in (attention_loss(made.layers), leaked.mean()):
                 in_keys, in_values = torch.autograd.grad(
-                    loss, (keys["l"], values["l"]), retain_graph=True
+                    loss, (keys["l"], values["l"]), retain_graph=True, materialize_grads=True
                 )
                 assert in_keys.abs().max() > 0 and in_values.abs().max() == 0
             noise = noise_loss(made.output, made.target, made.face)
@@ -90,7 +90,7 @@ def test_the_attention_losses_pull_at_the_keys_only(mini_sd):
 def gradients(model, clip, dtype="auto", checkpointing=False, batch=BATCH, side=SIDE):
     """The loss, and its gradient in the K and V vectors."""
     with torch.inference_mode(False), torch.enable_grad():
-        predict = predictor(model, clip, dtype, side)
+        predict = denoiser(model, clip, dtype, side)
         keys, values = vectors()
         modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=checkpointing):
@@ -237,7 +237,7 @@ def test_weights_that_are_prepared_for_each_use_give_the_same_gradient(mini_sd, 
 def test_no_copy_of_a_weight_is_saved_for_the_backward_pass(mini_sd, way):
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.enable_grad():
-        predict = predictor(model, clip)
+        predict = denoiser(model, clip)
         modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
         weights = [p for module in modules for p in module.parameters() if p.ndim > 1]
         shapes = {tuple(p.shape)[::way] for p in weights for way in (1, -1)}
@@ -261,7 +261,7 @@ def test_maps_and_batches_line_up(mini_sd):
     """Two samples in one batch are what they are alone, each at its own stage."""
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.no_grad():
-        predict = predictor(model, clip)
+        predict = denoiser(model, clip)
         keys, values = vectors(False)
         both = predict(keys, values, Batch([0, 1], [0, 0], [100, 900], 5))
         with differentiable():
@@ -283,7 +283,7 @@ def test_maps_and_batches_line_up(mini_sd):
 def test_with_the_class_words_own_vectors_both_maps_are_equal(mini_sd):
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.no_grad():
-        predict = predictor(model, clip)
+        predict = denoiser(model, clip)
         from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 
         rows = class_word_embedding(clip, "person")["l"]
@@ -397,7 +397,7 @@ def test_memory_is_asked_for_what_a_step_computes(mini_sd, monkeypatch):
         "memory_required",
         lambda patcher, shape: asked.append(tuple(shape)) or required(patcher, shape),
     )
-    predict = predictor(model, clip)
+    predict = denoiser(model, clip)
     with torch.inference_mode(False), torch.no_grad():
         predict(*vectors(False), Batch([0, 1, 0], [0] * 3, [300] * 3, 7))
         predict(*vectors(False), BATCH)
@@ -407,7 +407,7 @@ def test_memory_is_asked_for_what_a_step_computes(mini_sd, monkeypatch):
 def test_in_dynamic_vram_a_model_is_prepared_once(mini_sd, monkeypatch):
     """Loading it again would go through every module; a CPU only pretends to have it."""
     model, clip, _ = mini_sd
-    predict = predictor(model, clip)
+    predict = denoiser(model, clip)
     loads = []
     monkeypatch.setattr(type(model), "is_dynamic", lambda _: True)
     monkeypatch.setattr(

@@ -53,7 +53,7 @@ def private_clone(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
-class ComfyPredictor:
+class ComfyDenoiser:
     """Noised latents in, the U-Net's output and attention maps out.
 
     ``latents`` (N, C, h, w) are what the U-Net is trained on, ``masks`` (N, 1, H, W) the faces in
@@ -120,7 +120,7 @@ class ComfyPredictor:
             comfy.model_management.load_models_gpu(patchers, memory_required=int(needed))
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
-        """See :class:`training.Predictor`."""
+        """See :class:`training.Denoiser`."""
         stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
         prompts = list(map(self._prompt_of, batch.samples, batch.templates))
         # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
@@ -250,12 +250,12 @@ class _Recorder:
 
     def __init__(
         self,
-        predictor: ComfyPredictor,
+        denoiser: ComfyDenoiser,
         prompts: Sequence[int],
         context_v: torch.Tensor,
         height: int,
     ) -> None:
-        self.predictor = predictor
+        self.denoiser = denoiser
         self.prompts = prompts
         self.context_v = context_v
         self.height = height
@@ -268,9 +268,9 @@ class _Recorder:
             # Flash and Sage attention have no backward pass.
             "optimized_attention_override": _plain_attention,
         }
-        if self.predictor.with_maps:
+        if self.denoiser.with_maps:
             patch = looking(self.look, self.height, otherwise=_attention_with_gradient)
-            options["patches_replace"] = {PATCH: dict.fromkeys(self.predictor.layers, patch)}
+            options["patches_replace"] = {PATCH: dict.fromkeys(self.denoiser.layers, patch)}
         return options
 
     def split(
@@ -282,7 +282,7 @@ class _Recorder:
     def look(self, layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Keep A_t and A_r of a layer, and give its output; see :data:`capture.Look`."""
         with torch.no_grad():
-            keys = [self.predictor.reference_key(prompt, layer.block) for prompt in self.prompts]
+            keys = [self.denoiser.reference_key(prompt, layer.block) for prompt in self.prompts]
             a_r = attention_probabilities(q, _stacked(keys, k.shape[1]), layer.heads)
         a_t = key_probabilities(q, k, layer.heads)
         self.pairs.append(MapPair(a_t, a_r, layer.size))

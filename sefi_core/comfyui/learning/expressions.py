@@ -15,7 +15,7 @@ from ...identity.identity import Identity
 from ...learning.loop import Batch
 from ...learning.losses import noise_loss
 from ...text.captions import EXPRESSIONS, best_phrase, with_caption
-from .denoiser import ComfyPredictor
+from .denoiser import ComfyDenoiser
 
 TIMESTEPS = (125, 200, 275, 350, 425, 500, 575, 650)
 """Where expressions are decided: less noise leaves nothing to explain, more hides the face."""
@@ -38,7 +38,7 @@ def expressions_in(
     """
     phrases = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
-    predictor = ComfyPredictor(model, clip, identity, prompts, latents, masks, with_maps=False)
+    denoiser = ComfyDenoiser(model, clip, identity, prompts, latents, masks, with_maps=False)
     found = []
     for sample in range(len(latents)):
         losses = {}
@@ -47,7 +47,7 @@ def expressions_in(
             for timestep in TIMESTEPS:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 batch = Batch([sample], [number], [timestep], timestep)
-                made = predictor(identity.key_vectors, identity.key_vectors, batch)
+                made = denoiser(identity.key_vectors, identity.key_vectors, batch)
                 losses[phrase] += noise_loss(made.output, made.target, made.face, 0.0).item()
         found.append(best_phrase(losses))
     return found

@@ -27,7 +27,7 @@ from ..base_model import family_of
 from ..clip.embeddings import class_word_embedding, embedding_units
 from ..clip.tokens import check_clip, token_widths
 from ..methods.tokens import AppliedIdentity
-from .denoiser import ComfyPredictor
+from .denoiser import ComfyDenoiser
 from .differentiable import differentiable
 from .expressions import expressions_in
 
@@ -82,7 +82,7 @@ def train_identity(
         latents = _encode_pictures(model, vae, pictures)
         template = settings.templates[0]
         captions = _with_expressions(captions, model, clip, plain, template, latents, masks)
-        predictor = ComfyPredictor(
+        denoiser = ComfyDenoiser(
             model,
             clip,
             first,
@@ -124,12 +124,12 @@ def train_identity(
             if on_preview is not None and _is_due(step.number, settings):
                 on_preview(sample_picture(model, clip, vae, current(), prompt, pictures.shape[1]))
 
-        modules = predictor.model.model.diffusion_model, predictor.clip.cond_stage_model
+        modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=settings.gradient_checkpointing):
-            before = placeholder_map(predictor, *parameters())
-            scale = HALF_LOSS_SCALE if predictor.dtype == torch.float16 else 1.0
-            history = optimise(parameters, predictor, settings, after_step, scale)
-            after = placeholder_map(predictor, *parameters())
+            before = placeholder_map(denoiser, *parameters())
+            scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
+            history = optimise(parameters, denoiser, settings, after_step, scale)
+            after = placeholder_map(denoiser, *parameters())
         identity = current(history)
         sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
         report = training_report(
@@ -139,13 +139,13 @@ def train_identity(
 
 
 @torch.no_grad()
-def placeholder_map(predictor: ComfyPredictor, keys: Vectors, values: Vectors) -> torch.Tensor:
+def placeholder_map(denoiser: ComfyDenoiser, keys: Vectors, values: Vectors) -> torch.Tensor:
     """Where the placeholder looks in the first training picture, (h, w) with a maximum of 1."""
-    with_maps, predictor.with_maps = predictor.with_maps, True
+    with_maps, denoiser.with_maps = denoiser.with_maps, True
     try:
-        prediction = predictor(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
+        prediction = denoiser(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
     finally:
-        predictor.with_maps = with_maps
+        denoiser.with_maps = with_maps
     seen = [maps.cpu() for maps in prediction.placeholder_maps()]
     return added_up(seen, max(layer.size for layer in prediction.layers))[0]
 
