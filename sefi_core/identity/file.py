@@ -5,7 +5,8 @@ and 6 KB more for each further one.
 - optional tensor ``thumbnail``, the bytes of a PNG picture as uint8;
 - metadata, all strings: ``format``, ``format_version``, ``name``, ``class_word``, ``family``,
   ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON) and ``checksum``, the SHA-256 of
-  all other metadata and all tensors. The checksum is the same in every format version.
+  all other metadata and all tensors. The checksum is the same in every format version. Without
+  ``kind`` the file is of the kind "tokens", the first there was.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ def read_identity(path: str | Path) -> Identity:
         raise SeFiError(
             f"the identity file {path} has format version {version} and this SeFi-IDE reads "
             f"versions up to {FORMAT_VERSION}: update SeFi-IDE to load it"
+        )
+    kind = metadata.get("kind", Identity.kind)
+    if kind != Identity.kind:
+        raise SeFiError(
+            f"the identity file {path} is of the kind {kind!r}, which this SeFi-IDE does not know: "
+            "update SeFi-IDE to load it"
         )
     try:
         identity = _parse(metadata, tensors)

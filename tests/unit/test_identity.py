@@ -233,6 +233,13 @@ class TestForeignFiles:
             read_identity(path)
         assert_one_clear_sentence(caught.value, path)
 
+    def test_a_kind_to_come(self, write):
+        tensors, metadata = parts_of(make_identity())
+        path = write(sealed(tensors, metadata | {"kind": "portrait"}))
+        with pytest.raises(SeFiError, match="kind 'portrait'.*update SeFi-IDE") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
 
 class TestCraftedFiles:
     """The checksum is right, the content is not."""

@@ -307,8 +307,8 @@ def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 def _placeholder_tokens(tokens: Tokens) -> torch.Tensor:
     """1 for the placeholder's tokens of a prompt, (1, tokens, 1)."""
-    items = items_of(next(iter(tokens.values())))
-    marked = [isinstance(item, PlaceholderToken) for item in items]
+    of_encoders = zip(*(items_of(chunks) for chunks in tokens.values()), strict=True)
+    marked = [any(isinstance(item, PlaceholderToken) for item in items) for items in of_encoders]
     return torch.tensor(marked, dtype=torch.float32)[None, :, None]
 
 

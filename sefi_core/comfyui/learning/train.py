@@ -13,7 +13,7 @@ from comfy.sd import CLIP, VAE
 
 from ...attention.heat_maps import added_up
 from ...errors import SeFiError
-from ...families import label_of
+from ...families import FAMILIES, label_of
 from ...identity.identity import Identity, thumbnail_of
 from ...learning.loop import Batch, Step, check_diffusers, optimise
 from ...learning.parametrisation import Vectors, build_parametrisation
@@ -33,7 +33,6 @@ from .expressions import expressions_in
 
 logger = logging.getLogger(__name__)
 
-TRAINABLE_FAMILIES = ("sd1",)
 HALF_LOSS_SCALE = 2.0**16
 MAP_TIMESTEP = 400
 PREVIEW_STEPS, PREVIEW_CFG, PREVIEW_SEED = 10, 5.0, 0
@@ -177,7 +176,7 @@ def _class_word_identity(
     check_name(name)
     class_word = check_class_word(class_word)
     family = family_of(model)
-    trainable = family in TRAINABLE_FAMILIES
+    trainable = family in FAMILIES and FAMILIES[family].trainable
     channels = model.model.model_config.unet_config.get("in_channels")
     if not trainable or channels != model.get_model_object("latent_format").latent_channels:
         kind = "inpainting or editing" if trainable else label_of(family)
@@ -186,7 +185,9 @@ def _class_word_identity(
             "such a checkpoint"
         )
     widths = token_widths(clip)
-    if list(widths.values()) != [model.model.model_config.unet_config["context_dim"]]:
+    # The contexts of several text encoders stand side by side.
+    fits = sum(widths.values()) == model.model.model_config.unet_config["context_dim"]
+    if not fits or tuple(widths) != FAMILIES[family].encoders:
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
     vectors = {
         encoder: _with_rows(rows, settings.vectors).expand(settings.stages, -1, -1)
