@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LONGEST_QUOTE = 200
+"""Characters of any input that a message repeats."""
 
 
 class SeFiError(ValueError):
     """A mistake that the user can put right.
 
     The message is one clear sentence in plain English: what is wrong, with which input or file,
-    and what to do about it. ComfyUI shows it after the name of the class.
+    and what to do about it. ComfyUI shows it after the name of the class, and sends it as UTF-8:
+    what cannot be encoded or printed, from a file's or a user's text, is replaced here.
     """
 
     # A custom node's own modules are named by their path on the user's disk.
     __module__ = "sefi_ide"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(map(_printable, message)))
+
+
+def quoted(text: object) -> str:
+    """A user's text in quotes, for a message: at most :data:`LONGEST_QUOTE` characters of it."""
+    text = str(text)
+    if len(text) > LONGEST_QUOTE:
+        text = text[: LONGEST_QUOTE - 1] + "…"
+    return repr(text)
 
 
 @contextmanager
@@ -28,3 +44,9 @@ def raised_by(node: str) -> Iterator[None]:
         yield
     except SeFiError as error:
         raise SeFiError(f"{node}: {error}") from error
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Cf":
+        return character  # joiners are part of words in Persian and Sinhala
+    return " " if character.isspace() else "\ufffd"

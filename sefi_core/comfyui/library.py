@@ -13,7 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 from ..identity.file import read_identity, to_bytes
 from ..identity.identity import Identity
 
@@ -67,13 +67,13 @@ def find_file(file: str) -> Path:
     relative = file.replace("\\", "/")  # a workflow may come from another operating system
     if relative.startswith("/") or ":" in relative or ".." in relative.split("/"):
         raise SeFiError(
-            f"the file name {file!r} is refused, it leads out of {_save_folder()}: choose a file "
+            f"the file name {quoted(file)} is refused, it leads out of {_save_folder()}: choose a file "
             "of the list"
         )
     found = folder_paths.get_full_path(FOLDER, relative)
     if found is None:
         raise SeFiError(
-            f'the identity file "{file}" is not in {_save_folder()}: press R to refresh the lists '
+            f"the identity file {quoted(file)} is not in {_save_folder()}: press R to refresh the lists "
             "and choose another, or put the file back"
         )
     return Path(found)
@@ -157,7 +157,7 @@ def _checked_relative(name: str) -> str:
                 problem = f"Windows keeps the name {part} for itself"
     if problem:
         raise SeFiError(
-            f"the file name {name!r} is refused, {problem}: give a plain name such as anna or "
+            f"the file name {quoted(name)} is refused, {problem}: give a plain name such as anna or "
             "people/anna"
         )
     return relative
@@ -168,7 +168,7 @@ def _target(folder: Path, name: str) -> Path:
     real_folder, real_parent = map(os.path.realpath, (folder, target.parent))
     if not Path(real_parent).is_relative_to(real_folder):
         raise SeFiError(
-            f"the file name {name!r} is refused, a link leads out of {folder}: give a name in a "
+            f"the file name {quoted(name)} is refused, a link leads out of {folder}: give a name in a "
             "real subfolder"
         )
     return target

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 from ..images import rgb_tensor
 from .identity import MAX_THUMBNAIL_SIDE, Identity
 
@@ -80,7 +80,7 @@ def read_identity(path: str | Path) -> Identity:
     kind = metadata.get("kind", Identity.kind)
     if kind != Identity.kind:
         raise SeFiError(
-            f"the identity file {path} is of the kind {kind!r}, which this SeFi-IDE does not know: "
+            f"the identity file {path} is of the kind {quoted(kind)}, which this SeFi-IDE does not know: "
             "update SeFi-IDE to load it"
         )
     try:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 from ..families import label_of
 from ..images import pixels_of, rgb_tensor
 from ..stages import TRAINING_TIMESTEPS
@@ -57,7 +57,7 @@ class Identity:
         set_field(self, "name", check_name(self.name))
         set_field(self, "class_word", check_class_word(self.class_word))
         if not isinstance(self.family, str) or not _TOKEN.fullmatch(self.family):
-            raise SeFiError(f"{self.family!r} is no base model family: give one such as sd1")
+            raise SeFiError(f"{quoted(self.family)} is no base model family: give one such as sd1")
         set_field(self, "key_vectors", _private_embeddings("keys", self.key_vectors))
         values = _private_embeddings("values", self.value_vectors)
         set_field(self, "value_vectors", values)
@@ -153,7 +153,7 @@ def _private_embeddings(
     copies = {}
     for encoder, tensor in sorted(embeddings.items()):
         if not _TOKEN.fullmatch(encoder):
-            raise SeFiError(f"the identity has an ill-named text encoder, {encoder!r}")
+            raise SeFiError(f"the identity has an ill-named text encoder, {quoted(encoder)}")
         if not tensor.is_floating_point() or tensor.ndim != 3 or 0 in tensor.shape:
             raise SeFiError(
                 f"the {role} of text encoder {encoder} have shape {tuple(tensor.shape)} and type "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 from ..identity.identity import MAX_VECTORS
 from ..stages import TRAINING_TIMESTEPS
 from ..text.captions import AUTO
@@ -70,7 +70,7 @@ class TrainingSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise SeFiError(
-                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                    f"{name} is {quoted(getattr(self, name))}: choose one of {', '.join(allowed)}"
                 )
         if not self.templates:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')

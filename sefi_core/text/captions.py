@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 
 AUTO = "auto"
 """Stands for the expression that the model itself sees in the photo."""
@@ -36,7 +36,7 @@ def check_captions(captions: Sequence[str], photos: int) -> list[str]:
     for caption in captions:
         if "<" in caption or ">" in caption:
             raise SeFiError(
-                f'the caption "{caption}" has brackets: write only what the photo shows beside '
+                f"the caption {quoted(caption)} has brackets: write only what the photo shows beside "
                 'the person, for example "smiling, on the beach"'
             )
         if len(caption) > MAX_CAPTION_LENGTH:

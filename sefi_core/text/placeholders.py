@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Collection
 from typing import NamedTuple
 
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 
 MAX_NAME_LENGTH = 64
 MAX_CLASS_WORD_LENGTH = 64
@@ -36,7 +36,7 @@ def check_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name) if isinstance(name, str) else ""
     if not name or not all(map(_may_be_in_a_name, name)):
         raise SeFiError(
-            f"the name {name!r} cannot be used: give a name of letters, digits, _ and - only, "
+            f"the name {quoted(name)} cannot be used: give a name of letters, digits, _ and - only, "
             "without spaces or brackets, for example anna or anna_2"
         )
     if len(name) > MAX_NAME_LENGTH:
@@ -54,12 +54,12 @@ def check_class_word(class_word: str) -> str:
     word = class_word.strip() if isinstance(class_word, str) else ""
     if not any(character.isalnum() for character in word):
         raise SeFiError(
-            f"the class word {class_word!r} is no word: give the general word for what the picture "
+            f"the class word {quoted(class_word)} is no word: give the general word for what the picture "
             "shows, for example person, cat or chair"
         )
     if not word.isprintable() or set(word) & set("<>()[]:"):
         raise SeFiError(
-            f"the class word {class_word!r} has characters that mean something else in a prompt: "
+            f"the class word {quoted(class_word)} has characters that mean something else in a prompt: "
             "give plain words, for example person or old man"
         )
     if len(word) > MAX_CLASS_WORD_LENGTH:
@@ -98,7 +98,7 @@ def expand_template(template: str, name: str) -> str:
     count = len(find_placeholders(prompt, {name}))
     if count != 1:
         raise SeFiError(
-            f'the prompt template "{template}" has the placeholder {count} times: write '
+            f"the prompt template {quoted(template)} has the placeholder {count} times: write "
             f"{TEMPLATE_PLACEHOLDER} (or {placeholder}) exactly once in every template, "
             f'for example "a photo of {TEMPLATE_PLACEHOLDER}"'
         )

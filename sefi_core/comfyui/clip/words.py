@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from comfy.sd import CLIP
 
-from ...errors import SeFiError
+from ...errors import SeFiError, quoted
 from ...text.placeholders import placeholder_of
 from .tokens import PlaceholderToken, Tokens, encoder_names
 
@@ -42,7 +42,7 @@ def word_columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:
         text = "".join(item.text for item in prompt)
         words = [word for word in dict.fromkeys(text.split(END_OF_WORD)) if word]
         raise SeFiError(
-            f"words: '{word}' is not in the prompt: "
+            f"words: {quoted(word)} is not in the prompt: "
             + (f"choose from {', '.join(words)}" if words else "write it into the prompt too")
         )
     return sorted(set(columns))
