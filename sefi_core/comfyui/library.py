@@ -67,14 +67,14 @@ def find_file(file: str) -> Path:
     relative = file.replace("\\", "/")  # a workflow may come from another operating system
     if relative.startswith("/") or ":" in relative or ".." in relative.split("/"):
         raise SeFiError(
-            f"the file name {quoted(file)} is refused, it leads out of {_save_folder()}: choose a file "
-            "of the list"
+            f"the file name {quoted(file)} is refused, it leads out of {_save_folder()}: choose a "
+            "file of the list"
         )
     found = folder_paths.get_full_path(FOLDER, relative)
     if found is None:
         raise SeFiError(
-            f"the identity file {quoted(file)} is not in {_save_folder()}: press R to refresh the lists "
-            "and choose another, or put the file back"
+            f"the identity file {quoted(file)} is not in {_save_folder()}: press R to refresh the "
+            "lists and choose another, or put the file back"
         )
     return Path(found)
 
@@ -157,8 +157,8 @@ def _checked_relative(name: str) -> str:
                 problem = f"Windows keeps the name {part} for itself"
     if problem:
         raise SeFiError(
-            f"the file name {quoted(name)} is refused, {problem}: give a plain name such as anna or "
-            "people/anna"
+            f"the file name {quoted(name)} is refused, {problem}: give a plain name such as anna "
+            "or people/anna"
         )
     return relative
 
@@ -168,8 +168,8 @@ def _target(folder: Path, name: str) -> Path:
     real_folder, real_parent = map(os.path.realpath, (folder, target.parent))
     if not Path(real_parent).is_relative_to(real_folder):
         raise SeFiError(
-            f"the file name {quoted(name)} is refused, a link leads out of {folder}: give a name in a "
-            "real subfolder"
+            f"the file name {quoted(name)} is refused, a link leads out of {folder}: give a name "
+            "in a real subfolder"
         )
     return target
 

@@ -80,8 +80,8 @@ def read_identity(path: str | Path) -> Identity:
     kind = metadata.get("kind", Identity.kind)
     if kind != Identity.kind:
         raise SeFiError(
-            f"the identity file {path} is of the kind {quoted(kind)}, which this SeFi-IDE does not know: "
-            "update SeFi-IDE to load it"
+            f"the identity file {path} is of the kind {quoted(kind)}, which this SeFi-IDE does not "
+            "know: update SeFi-IDE to load it"
         )
     try:
         identity = _parse(metadata, tensors)

@@ -36,7 +36,8 @@ def check_captions(captions: Sequence[str], photos: int) -> list[str]:
     for caption in captions:
         if "<" in caption or ">" in caption:
             raise SeFiError(
-                f"the caption {quoted(caption)} has brackets: write only what the photo shows beside "
+                f"the caption {quoted(caption)} has brackets: write only what the photo shows "
+                "beside "
                 'the person, for example "smiling, on the beach"'
             )
         if len(caption) > MAX_CAPTION_LENGTH:

@@ -36,8 +36,8 @@ def check_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name) if isinstance(name, str) else ""
     if not name or not all(map(_may_be_in_a_name, name)):
         raise SeFiError(
-            f"the name {quoted(name)} cannot be used: give a name of letters, digits, _ and - only, "
-            "without spaces or brackets, for example anna or anna_2"
+            f"the name {quoted(name)} cannot be used: give a name of letters, digits, _ and - "
+            "only, without spaces or brackets, for example anna or anna_2"
         )
     if len(name) > MAX_NAME_LENGTH:
         raise SeFiError(
@@ -54,13 +54,13 @@ def check_class_word(class_word: str) -> str:
     word = class_word.strip() if isinstance(class_word, str) else ""
     if not any(character.isalnum() for character in word):
         raise SeFiError(
-            f"the class word {quoted(class_word)} is no word: give the general word for what the picture "
-            "shows, for example person, cat or chair"
+            f"the class word {quoted(class_word)} is no word: give the general word for what the "
+            "picture shows, for example person, cat or chair"
         )
     if not word.isprintable() or set(word) & set("<>()[]:"):
         raise SeFiError(
-            f"the class word {quoted(class_word)} has characters that mean something else in a prompt: "
-            "give plain words, for example person or old man"
+            f"the class word {quoted(class_word)} has characters that mean something else in a "
+            "prompt: give plain words, for example person or old man"
         )
     if len(word) > MAX_CLASS_WORD_LENGTH:
         raise SeFiError(
