@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +46,15 @@ def training_report(
     ]
     top = torch.cat(panels, dim=1)
     return torch.cat([top, _chart(history, top.shape[1])])
+
+
+def text_picture(text: str) -> torch.Tensor:
+    """A text as a picture (PANEL, 2 * PANEL, 3) in [0, 1]; what does not fit is cut off."""
+    image = Image.new("RGB", (2 * PANEL, PANEL), _PAPER)
+    lines = textwrap.wrap(text, width=62, max_lines=12)
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(image).multiline_text((16, 16), "\n".join(lines), fill=_INK, font=font)
+    return float_tensor(image)
 
 
 def _scaled(picture: torch.Tensor) -> torch.Tensor:

@@ -37,8 +37,7 @@ def check_captions(captions: Sequence[str], photos: int) -> list[str]:
         if "<" in caption or ">" in caption:
             raise SeFiError(
                 f"the caption {quoted(caption)} has brackets: write only what the photo shows "
-                "beside "
-                'the person, for example "smiling, on the beach"'
+                'beside the person, for example "smiling, on the beach"'
             )
         if len(caption) > MAX_CAPTION_LENGTH:
             raise SeFiError(

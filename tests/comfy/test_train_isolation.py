@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from comfy.sd import CLIP
+from sefi_ide.sefi_core.comfyui.learning import train
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
+from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.learning.photos import pair_photos
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
@@ -176,3 +179,67 @@ def test_models_that_are_unloaded_for_one_another(mini_sd, monkeypatch):
 
     monkeypatch.setattr(CLIP, "load_model", unload_others_and_load)
     assert same(run(models, steps=3, seed=2)[0], expected)
+
+
+@pytest.mark.parametrize("where", ["decode", "sample", "map"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory"),
+        ValueError("\udce9 of a VAE"),
+        SeFiError("vae is broken"),
+        comfy.model_management.InterruptProcessingException(),
+    ],
+    ids=["memory", "value", "sentence", "cancel"],
+)
+def test_what_was_learned_comes_out_whatever_happens_to_its_report(
+    mini_sd, monkeypatch, where, error
+):
+    expected = run(mini_sd)[0]
+    calls = []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        raise error
+
+    model, clip, vae = mini_sd
+    if where == "decode":
+        monkeypatch.setattr(vae, "decode", fail)
+    elif where == "sample":
+        monkeypatch.setattr(comfy.sample, "sample", fail)
+    else:
+        whole = train.placeholder_map
+        answers = iter([whole])  # before the first step; after the last it fails
+        monkeypatch.setattr(train, "placeholder_map", lambda *a: next(answers, fail)(*a))
+    try:
+        identity, losses, report = run((model, clip, vae))
+        cancelled = comfy.model_management.processing_interrupted()
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert calls and same(identity, expected) and len(losses["loss"]) == 3
+    assert report.ndim == 4 and torch.isfinite(report).all() and report.std() > 0
+    # What comes after the training is not begun.
+    assert cancelled is isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def test_a_preview_that_fails_stops_nothing(mini_sd, monkeypatch):
+    expected = run(mini_sd)[0]
+    model, clip, vae = mini_sd
+    decode, pictures = vae.decode, iter([True])
+
+    def fail_once(samples):
+        if next(pictures, False):
+            raise RuntimeError("CUDA out of memory")
+        return decode(samples)
+
+    monkeypatch.setattr(vae, "decode", fail_once)
+    identity, _, report = run((model, clip, vae), preview_every=1)
+    assert same(identity, expected) and torch.isfinite(report).all()
+
+
+def test_numbers_that_are_none_do_not_reach_a_picture(mini_sd, monkeypatch):
+    model, clip, vae = mini_sd
+    decode = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda samples: decode(samples) * float("nan"))
+    identity, _, report = run((model, clip, vae), preview_every=1)
+    assert same(identity, run(mini_sd)[0]) and torch.isfinite(report).all()

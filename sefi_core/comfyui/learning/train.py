@@ -6,24 +6,25 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ...attention.heat_maps import added_up
-from ...errors import SeFiError
+from ...errors import SeFiError, quoted
 from ...families import FAMILIES, label_of
 from ...identity.identity import Identity, thumbnail_of
 from ...learning.loop import Batch, Step, check_diffusers, optimise
 from ...learning.parametrisation import Vectors, build_parametrisation
 from ...learning.photos import Photo, training_pictures
-from ...learning.report import training_report
+from ...learning.report import text_picture, training_report
 from ...learning.settings import TrainingSettings
 from ...text.captions import AUTO, check_captions
 from ...text.placeholders import check_class_word, check_name, expand_template
 from ..apply import apply_identity
-from ..base_model import family_of
+from ..base_model import family_of, latent_format_of
 from ..clip.embeddings import class_word_embedding, embedding_units
 from ..clip.tokens import check_clip, token_widths
 from ..methods.tokens import AppliedIdentity
@@ -121,20 +122,48 @@ def train_identity(
             if on_step is not None:
                 on_step(step)
             if on_preview is not None and _is_due(step.number, settings):
-                on_preview(sample_picture(model, clip, vae, current(), prompt, pictures.shape[1]))
+                on_preview(
+                    _or_why_not(
+                        "preview",
+                        lambda: sample_picture(
+                            model, clip, vae, current(), prompt, pictures.shape[1]
+                        ),
+                    )
+                )
 
         modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=settings.gradient_checkpointing):
             before = placeholder_map(denoiser, *parameters())
             scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
             history = optimise(parameters, denoiser, settings, after_step, scale)
-            after = placeholder_map(denoiser, *parameters())
-        identity = current(history)
-        sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
-        report = training_report(
-            history, pictures[0], before, after, sample, identity.placeholder, captions[0]
-        )
+            identity = current(history)
+
+            def draw() -> torch.Tensor:
+                after = placeholder_map(denoiser, *parameters())
+                sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
+                return training_report(
+                    history, pictures[0], before, after, sample, identity.placeholder, captions[0]
+                )
+
+            try:
+                report = _or_why_not("report", draw)
+            except comfy.model_management.InterruptProcessingException:
+                comfy.model_management.interrupt_current_processing()  # nothing after the training
+                report = text_picture("The report was cancelled.")
     return TrainingResult(identity, history, report)
+
+
+def _or_why_not(what: str, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A picture (H, W, 3) that decorates a training, or one that says why there is none.
+
+    What was learned is not lost for it, whatever goes wrong.
+    """
+    try:
+        return draw()
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        logger.warning("SeFi Train Identity: the %s could not be drawn: %s", what, why)
+        return text_picture(f"The {what} could not be drawn: {why}")
 
 
 @torch.no_grad()
@@ -158,14 +187,19 @@ def sample_picture(
     positive, negative = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
     )
-    shape = (1, model.get_model_object("latent_format").latent_channels, side // 8, side // 8)
+    shape = (1, latent_format_of(model).latent_channels, side // 8, side // 8)
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, PREVIEW_SEED)
     samples = comfy.sample.sample(
         model, noise, PREVIEW_STEPS, PREVIEW_CFG, "euler", "normal", positive, negative, latent,
         disable_pbar=True, seed=PREVIEW_SEED,
     )  # fmt: skip
-    return vae.decode(samples)[0]
+    picture = vae.decode(samples)[0]
+    if not torch.isfinite(picture).all():
+        raise SeFiError(
+            "vae gives pictures that are not numbers (NaN): start ComfyUI with --fp32-vae"
+        )
+    return picture
 
 
 def _class_word_identity(
@@ -178,7 +212,7 @@ def _class_word_identity(
     family = family_of(model)
     trainable = family in FAMILIES and FAMILIES[family].trainable
     channels = model.model.model_config.unet_config.get("in_channels")
-    if not trainable or channels != model.get_model_object("latent_format").latent_channels:
+    if not trainable or channels != latent_format_of(model).latent_channels:
         kind = "inpainting or editing" if trainable else label_of(family)
         raise SeFiError(
             f"model is for {kind}, and training knows ordinary Stable Diffusion 1.x only: load "
@@ -214,7 +248,8 @@ def _going_on(start: Identity, plain: Identity) -> Identity:
     if (start.stages, start.vectors, start.class_word) != wanted:
         raise SeFiError(
             f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
-            f"the class word {start.class_word!r}: set stages, vectors and class_word to these"
+            f"the class word {quoted(start.class_word)}: set stages, vectors and class_word to "
+            "these"
         )
     return start.renamed(plain.name)
 
@@ -248,7 +283,7 @@ def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> t
     with torch.inference_mode():
         latents = torch.cat([vae.encode(picture[None]) for picture in pictures])
     latents = latents.to(torch.float32, copy=True)
-    if latents.shape[1] != model.get_model_object("latent_format").latent_channels:
+    if latents.shape[1] != latent_format_of(model).latent_channels:
         raise SeFiError("vae does not fit the model: connect the VAE of the same checkpoint")
     if not torch.isfinite(latents).all():
         raise SeFiError(
