@@ -106,7 +106,8 @@ class SeFiAttentionMap(io.ComfyNode):
             if image is not None and not len(image):
                 raise SeFiError("image is empty: connect the decoded picture, or disconnect it")
             found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
-        maps = found.together(None if image is None else tuple(image.shape[1:3]))
+        size = None if image is None else (image.shape[1], image.shape[2])
+        maps = found.together(size)
         latents = len(maps) // len(chosen)
         heat = torch.stack(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,11 @@ def added_up(layers: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Ten
 
     ``layers`` has the same n maps of each layer, at a size of its own.
     """
-    maps = sum(
+    resized = (
         F.interpolate(layer[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
         for layer in layers
     )
+    maps = reduce(torch.add, resized)
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 

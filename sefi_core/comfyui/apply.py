@@ -20,7 +20,7 @@ def apply_identity(
     Raises :class:`SeFiError` if the identity is for another kind of model, its range is empty or
     there is no CLIP.
     """
-    check_clip(clip)
+    clip = check_clip(clip)
     applied.identity.check_fits(family_of(model), token_widths(clip))
     if applied.start_percent >= applied.end_percent:
         raise SeFiError(

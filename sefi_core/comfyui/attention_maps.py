@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ from comfy.sd import CLIP
 from ..attention.heat_maps import added_up
 from ..attention.maps import attention_probabilities
 from ..errors import SeFiError
-from .base_model import Block, cross_attention_layers, training_sigmas, uncompiled
+from .base_model import (
+    Block,
+    cross_attention_layers,
+    latent_format_of,
+    model_sampling_of,
+    training_sigmas,
+    uncompiled,
+)
 from .clip.tokens import Tokens, check_clip, placeholders_in
 from .clip.words import word_columns
 from .unet.capture import PATCH, Layer, looking, previous_patch
@@ -44,7 +51,7 @@ class AttentionMaps:
 def attention_maps(
     model: ModelPatcher,
     clip: CLIP,
-    latent: dict[str, Any],
+    latent: Mapping[str, Any],
     prompt: str,
     words: list[str],
     timestep: int,
@@ -82,7 +89,7 @@ def attention_maps(
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
-    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    sigmas = torch.tensor([float(model_sampling_of(model).sigma_max), 0.0])
     noise = comfy.sample.prepare_noise(samples, seed)
     with uncompiled():
         guider.sample(noise, samples, OneStep(timestep), sigmas, seed=seed)
@@ -91,7 +98,7 @@ def attention_maps(
             "model has no cross-attention at half or a quarter of the latent's size: use a "
             "Stable Diffusion 1.x, 2.x or SDXL model"
         )
-    scale = model.get_model_object("latent_format").spacial_downscale_ratio
+    scale = latent_format_of(model).spacial_downscale_ratio
     height, width = samples.shape[-2:]
     return AttentionMaps(list(recorder.maps.values()), (scale * height, scale * width))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.supported_models
 import torch
+from comfy.latent_formats import LatentFormat
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import (
@@ -37,6 +38,20 @@ def family_of(model: ModelPatcher) -> str:
     return type(config).__name__
 
 
+def model_sampling_of(model: ModelPatcher) -> Any:
+    """The ``model_sampling`` in force of a MODEL, which nodes such as ModelSamplingDiscrete set.
+
+    ComfyUI puts its class together at run time, of one for the sampling and one for the output.
+    """
+    return model.get_model_object("model_sampling")
+
+
+def latent_format_of(model: ModelPatcher) -> LatentFormat:
+    """The channels and the scale of the latents that a MODEL takes."""
+    latent_format: Any = model.get_model_object("latent_format")  # ComfyUI says it is a module
+    return latent_format
+
+
 def training_sigmas(sampling: Any, config: BASE) -> torch.Tensor:
     """The sigma of every training timestep, ascending, (1000,).
 
@@ -62,7 +77,7 @@ def cross_attention_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module
         ("output", getattr(unet, "output_blocks", ())),
     )
     return {
-        (part, number, index): transformer.attn2
+        (part, number, index): transformer.get_submodule("attn2")
         for part, blocks in parts
         for number, block in enumerate(blocks)
         for layer in block

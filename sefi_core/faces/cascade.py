@@ -22,15 +22,18 @@ class CascadeMargin:
     def __init__(self, file: Path) -> None:
         cascade = ElementTree.parse(file).getroot()[0]
         rectangles = [
-            tuple(int(v) for v in rect.text.split()) for rect in cascade.iterfind("features/_/rect")
+            tuple(int(v) for v in (rect.text or "").split())
+            for rect in cascade.iterfind("features/_/rect")
         ]
         self._thresholds = 0.0
         self._classifiers = []  # (x, y, width, height) of the first block, value for each code
         for stage in cascade.iterfind("stages/_"):
-            self._thresholds += float(stage.find("stageThreshold").text)
+            self._thresholds += float(stage.findtext("stageThreshold", ""))
             for weak in stage.iterfind("weakClassifiers/_"):
-                _, _, feature, *subset = (int(v) for v in weak.find("internalNodes").text.split())
-                below, above = (float(v) for v in weak.find("leafValues").text.split())
+                _, _, feature, *subset = (
+                    int(v) for v in weak.findtext("internalNodes", "").split()
+                )
+                below, above = (float(v) for v in weak.findtext("leafValues", "").split())
                 bits = np.array(subset)[:, None] >> np.arange(32) & 1
                 values = np.where(bits.reshape(-1), below, above)
                 self._classifiers.append((rectangles[feature], values))

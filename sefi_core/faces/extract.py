@@ -64,7 +64,7 @@ def extract_faces(
     without a face.
     """
     pictures = checked_pictures(pictures)
-    height, width = size = tuple(pictures.shape[1:3])
+    height, width = size = pictures.shape[1], pictures.shape[2]
     masks, crops, crop_masks, count = [], [], [], 0
     for number, picture in enumerate(pictures, start=1):
         name = "the picture" if len(pictures) == 1 else f"picture {number} of the batch"

@@ -39,6 +39,7 @@ class Detector(Protocol):
 
     def detect(self, picture: np.ndarray) -> list[Face]:
         """The faces of an RGB picture (height, width, 3), uint8, in any order."""
+        ...
 
 
 def choose(

@@ -116,7 +116,7 @@ def _open(path: Path, task: str, use_gpu: bool) -> Any:
     available = onnxruntime.get_available_providers() if use_gpu else []
     providers = [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]
     try:
-        model = model_zoo.get_model(str(path), providers=providers, download=False)
+        model: Any = model_zoo.get_model(str(path), providers=providers, download=False)
     except Exception as error:
         raise SeFiError(
             f"the insightface model {path} cannot be read ({error}): put a fresh copy of the file "

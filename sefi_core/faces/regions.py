@@ -39,7 +39,7 @@ def outline(face: Face, region: str) -> np.ndarray:
         y = (y * (bottom - top) / 2 + (top + bottom) / 2) * face.height
         return _turned(np.stack([x, y], 1), face)
     if region == "face" and face.landmarks is not None:
-        return _hull_with_forehead(face)
+        return _hull_with_forehead(face, face.landmarks)
     narrowing = 1 - 0.15 * y if region == "face" else 1
     return _turned(np.stack([x * narrowing * face.width / 2, y * face.height / 2], 1), face)
 
@@ -64,7 +64,8 @@ def region_mask(
     inside = np.asarray(tile, bool)
     if not inside.any():
         return mask
-    distance = distance_transform_edt(inside) - distance_transform_edt(~inside)
+    distance = np.asarray(distance_transform_edt(inside))
+    distance = distance - np.asarray(distance_transform_edt(~inside))
     distance -= np.sign(distance) / 2  # to the outline, not to the next pixel's centre
     soft = np.clip(0.5 + (distance + grow) / max(feather, 1), 0, 1)
     y0, y1, x0, x1 = max(top, 0), min(bottom, height), max(left, 0), min(right, width)
@@ -79,9 +80,9 @@ def _turned(points: np.ndarray, face: Face) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]]) + face.center
 
 
-def _hull_with_forehead(face: Face) -> np.ndarray:
+def _hull_with_forehead(face: Face, landmarks: np.ndarray) -> np.ndarray:
     c, s = cos(radians(face.roll)), sin(radians(face.roll))
-    upright = (face.landmarks - face.center) @ np.array([[c, -s], [s, c]])
+    upright = (landmarks - face.center) @ np.array([[c, -s], [s, c]])
     (left, brows), (right, chin) = upright.min(0), upright.max(0)
     arc = _TURN[len(_TURN) // 2 :]  # the upper half, as y grows downwards
     forehead = np.stack(

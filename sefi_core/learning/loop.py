@@ -51,8 +51,10 @@ class Prediction(NamedTuple):
 class Denoiser(Protocol):
     """The model as the loop sees it."""
 
-    samples: int
-    """Number of training pictures."""
+    @property
+    def samples(self) -> int:
+        """Number of training pictures."""
+        ...
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
         """Predict with these vectors, differentiably."""
@@ -101,7 +103,8 @@ def optimise(
     history: list[Step] = []
     for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
         while True:
-            prediction = denoiser(*parameters(), batch)
+            keys, values = parameters()
+            prediction = denoiser(keys, values, batch)
             noise, attention, leaked = _losses(prediction, settings)
             loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
             if not torch.isfinite(loss):

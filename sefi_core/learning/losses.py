@@ -43,7 +43,8 @@ def noise_loss(
     if face is None or background_weight == 1.0:
         losses = errors.mean(dim=(1, 2, 3))
     else:
-        face = F.adaptive_avg_pool2d(face, errors.shape[-2:])
+        height, width = errors.shape[-2:]
+        face = F.adaptive_avg_pool2d(face, (height, width))
         weights = background_weight + (1.0 - background_weight) * face
         total = weights.sum(dim=(1, 2, 3)).clamp_min(1e-6)
         losses = (errors * weights).sum(dim=(1, 2, 3)) / total
@@ -80,7 +81,7 @@ def leak(maps: Sequence[torch.Tensor], face: torch.Tensor) -> torch.Tensor:
     for layer in maps:
         size = layer.shape[1:]
         of_size[size] = of_size[size] + layer if size in of_size else layer
-    outside = total = 0.0
+    outside = total = maps[0].new_zeros(())
     for size, layer in of_size.items():
         hidden = 1 - F.adaptive_max_pool2d(face, size)[:, 0]
         outside = outside + (layer * hidden).mean(dim=(1, 2))

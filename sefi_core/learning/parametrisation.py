@@ -19,7 +19,7 @@ Encoders differ in the size of their token embeddings, and AdamW moves every num
 rate: measured in units of that size, one learning rate fits all.
 """
 
-PARAMETRISATIONS = ("offsets", "direct", "shared", "self-attention")
+PARAMETRISATIONS: tuple[str, ...] = ("offsets", "direct", "shared", "self-attention")
 
 
 class OffsetVectors(nn.Module):
@@ -35,25 +35,31 @@ class OffsetVectors(nn.Module):
 
     def __init__(self, keys: Start, values: Start, units: Units) -> None:
         super().__init__()
-        self.units = {name: units.get(name, 1.0) for name in keys}
-        self.offset_units = {name: unit * self.OFFSET_STEP for name, unit in self.units.items()}
-        self.common, self.offsets = nn.ModuleList(), nn.ModuleList()
-        for start in (keys, values):
-            mean = {name: rows.mean(dim=0, keepdim=True) for name, rows in start.items()}
-            rest = {name: rows - mean[name] for name, rows in start.items()}
-            self.common.append(_in_units(mean, self.units))
-            self.offsets.append(_in_units(rest, self.offset_units))
+        own = {name: units.get(name, 1.0) for name in keys}
+        self.keys, self.values = (_Offset(start, own, self.OFFSET_STEP) for start in (keys, values))
 
     def forward(self) -> tuple[Vectors, Vectors]:
         """The current (keys, values)."""
-        keys, values = (
-            {
-                name: common[name] * unit + offsets[name] * self.offset_units[name]
-                for name, unit in self.units.items()
-            }
-            for common, offsets in zip(self.common, self.offsets, strict=True)
-        )
-        return keys, values
+        return self.keys(), self.values()
+
+
+class _Offset(nn.Module):
+    """The mean of ``start`` over the stages, and each stage's offset from it."""
+
+    def __init__(self, start: Start, units: Units, offset_step: float) -> None:
+        super().__init__()
+        self.units = units
+        self.offset_units = {name: unit * offset_step for name, unit in units.items()}
+        mean = {name: rows.mean(dim=0, keepdim=True) for name, rows in start.items()}
+        rest = {name: rows - mean[name] for name, rows in start.items()}
+        self.common = _in_units(mean, self.units)
+        self.offsets = _in_units(rest, self.offset_units)
+
+    def forward(self) -> Vectors:
+        return {
+            name: self.common[name] * unit + self.offsets[name] * self.offset_units[name]
+            for name, unit in self.units.items()
+        }
 
 
 class DirectVectors(nn.Module):
@@ -123,15 +129,15 @@ class _Block(nn.Module):
     def __init__(self, start: torch.Tensor) -> None:
         super().__init__()
         width = start.shape[-1]
+        self.start: torch.Tensor
         self.register_buffer("start", start.detach().clone())
         self.places = nn.Parameter(torch.randn(start.shape) * start.std().clamp_min(1e-4))
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         heads = max(1, width // SelfAttentionVectors.HEAD_WIDTH)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-        for last in (self.attention.out_proj, self.feed_forward[-1]):
+        widening, narrowing = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.feed_forward = nn.Sequential(widening, nn.GELU(), narrowing)
+        for last in (self.attention.out_proj, narrowing):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 

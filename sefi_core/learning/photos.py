@@ -105,12 +105,13 @@ def _square(photo: Photo) -> Photo:
         for middle, limit in zip(centre, (height, width), strict=True)
     )
     rows, columns = slice(top, top + side), slice(left, left + side)
-    mask = None if photo.mask is None else photo.mask[rows, columns]
-    if mask is not None and mask.max() <= 0.5 * photo.mask.max():
+    picture = photo.picture[rows, columns].clamp(0, 1)
+    if photo.mask is None:
+        return Photo(picture, None)
+    mask = photo.mask[rows, columns]
+    if mask.max() <= 0.5 * photo.mask.max():
         raise SeFiError(
             "masks: what is marked in a photo is too far apart for a square around it: mark one "
             "face only, or crop the photo"
         )
-    return Photo(
-        photo.picture[rows, columns].clamp(0, 1), None if mask is None else mask.clamp(0, 1)
-    )
+    return Photo(picture, mask.clamp(0, 1))

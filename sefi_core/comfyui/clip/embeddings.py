@@ -8,7 +8,7 @@ import torch
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel
 
-from .tokens import class_word_ids, encoder_model, encoder_names, token_widths
+from .tokens import class_word_ids, encoder_models
 
 SD1_EMBEDDING_SIZE = 0.014
 """Root mean square of Stable Diffusion 1.x's token embeddings: 768 numbers of a norm of 0.39."""
@@ -21,8 +21,7 @@ def class_word_embedding(clip: CLIP, class_word: str) -> dict[str, torch.Tensor]
     clip.load_model()
     ids = class_word_ids(clip, class_word)
     return {
-        encoder: token_embeddings(encoder_model(clip, encoder), ids)
-        for encoder in encoder_names(clip)
+        encoder: token_embeddings(model, ids) for encoder, model in encoder_models(clip).items()
     }
 
 
@@ -43,8 +42,7 @@ def embedding_units(clip: CLIP) -> dict[str, float]:
     """
     clip.load_model()
     units = {}
-    for encoder in token_widths(clip):
-        model = encoder_model(clip, encoder)
+    for encoder, model in encoder_models(clip).items():
         size = model.transformer.get_input_embeddings().weight.shape[0]
         rows = token_embeddings(model, range(0, size, max(1, size // SAMPLED_ROWS)))
         units[encoder] = float(rows.square().mean().sqrt()) / SD1_EMBEDDING_SIZE

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from math import floor
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from comfy.sd import CLIP
+from comfy.sd1_clip import SDClipModel
 
 from ...identity.identity import Identity
 from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload
@@ -42,9 +43,20 @@ REMEMBERED_TEXTS = 256
 class Applied(Protocol):
     """An identity in a CLIP, of any kind: what the methods of :mod:`..methods` make of one."""
 
-    identity: Identity
-    start_percent: float
-    end_percent: float
+    @property
+    def identity(self) -> Identity:
+        """Whose placeholder it stands for."""
+        ...
+
+    @property
+    def start_percent(self) -> float:
+        """Where in the sampling it begins to act, as a share from 0 to 1."""
+        ...
+
+    @property
+    def end_percent(self) -> float:
+        """Where in the sampling it ends."""
+        ...
 
     @property
     def stages(self) -> int:
@@ -83,7 +95,7 @@ class Identities:
         return {name: one for name, one in self.applied.items() if name in names and one.acts()}
 
     def rows(
-        self, model: torch.nn.Module, encoder: str, items: Sequence[Any], role: Role, stages: Stages
+        self, model: SDClipModel, encoder: str, items: Sequence[Any], role: Role, stages: Stages
     ) -> dict[str, torch.Tensor | None]:
         """What takes the place of the placeholders of a text encoder's tokens.
 
@@ -122,7 +134,15 @@ Stages = Mapping[str, int | None]
 """Identity name -> its current stage, None for the mean of all."""
 
 
-class _TextEncoder(torch.nn.Module):
+if TYPE_CHECKING:  # what the next two come before; at run time they come before any subclass
+    from comfy.sd1_clip import SD1ClipModel as _AnyTextEncoder
+
+    _AnySingleEncoder = SDClipModel
+else:
+    _AnyTextEncoder = _AnySingleEncoder = torch.nn.Module
+
+
+class _TextEncoder(_AnyTextEncoder):
     """Mixed into ComfyUI's text encoder (``cond_stage_model``)."""
 
     identities: Identities
@@ -141,7 +161,7 @@ class _TextEncoder(torch.nn.Module):
         return encoded
 
 
-class _SingleEncoder(torch.nn.Module):
+class _SingleEncoder(_AnySingleEncoder):
     """Mixed into each of its encoders (``clip_l``, ``clip_g``)."""
 
     identities: Identities
@@ -182,7 +202,12 @@ class IdentityCLIP(CLIP):
         self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False
     ) -> Any:
         """As ever; with ``return_dict`` the payload is in the dict."""
-        encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        # ComfyUI's own caller asks for "unprojected".
+        encoded: Any = super().encode_from_tokens(
+            tokens,
+            return_pooled,  # pyright: ignore[reportArgumentType]
+            return_dict,
+        )
         if return_dict and (payload := REGISTRY.of(encoded["cond"])):
             encoded[CONDITIONING_KEY] = [payload]
         return encoded
@@ -210,8 +235,9 @@ def apply_to_clip(clip: CLIP, applied: Applied) -> CLIP:
     encoder = _view(clip.cond_stage_model, _TextEncoder, identities)
     for name, module in encoder._modules.items():
         if module is not None and hasattr(module, "process_tokens"):
-            encoder._modules[name] = _view(module, _SingleEncoder, identities)
-            encoder._modules[name].encoder_name = name.removeprefix("clip_")
+            view = _view(module, _SingleEncoder, identities)
+            vars(view)["encoder_name"] = name.removeprefix("clip_")
+            encoder._modules[name] = view
     clone.cond_stage_model = encoder
     return clone
 
@@ -224,7 +250,7 @@ def _view(module: torch.nn.Module, mixin: type, identities: Identities) -> torch
     for name in ("encode_token_weights", "process_tokens"):
         vars(view).pop(name, None)  # ComfyUI leaves the original where an object patch was
     view.__class__ = _mixed(mixin, type(module))
-    view.identities = identities
+    vars(view)["identities"] = identities
     return view
 
 

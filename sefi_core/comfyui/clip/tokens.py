@@ -146,8 +146,11 @@ class _Options:
         return max(lengths) if self.padding in (True, "longest") else 0
 
 
-def check_clip(clip: CLIP | None) -> None:
-    """Raises :class:`SeFiError` for what loaders give in the place of a CLIP with words to mark."""
+def check_clip(clip: CLIP | None) -> CLIP:
+    """``clip``, which is a CLIP with words to mark.
+
+    Raises :class:`SeFiError` for what loaders give in the place of one.
+    """
     if clip is None:
         raise SeFiError(
             "the clip input is empty, as the checkpoint has no text encoder: connect the CLIP of "
@@ -157,6 +160,7 @@ def check_clip(clip: CLIP | None) -> None:
         raise SeFiError(
             "clip is no text encoder of Stable Diffusion: connect the CLIP of the same checkpoint"
         )
+    return clip
 
 
 def encoder_names(clip: CLIP) -> list[str]:
@@ -248,18 +252,19 @@ def items_of(chunks: Iterable[Iterable[Sequence[Any]]]) -> Iterator[Any]:
     return (item for chunk in chunks for item, *_ in chunk)
 
 
-def encoder_model(clip: CLIP, encoder: str) -> SDClipModel | None:
-    """One text encoder of a CLIP by its name in tokens, None where it is not loaded."""
-    return getattr(clip.cond_stage_model, f"clip_{encoder}", None)
+def encoder_models(clip: CLIP) -> dict[str, SDClipModel]:
+    """The text encoders of a CLIP by their names in tokens, without those that are not loaded."""
+    models = {
+        name: getattr(clip.cond_stage_model, f"clip_{name}", None) for name in encoder_names(clip)
+    }
+    return {name: model for name, model in models.items() if model is not None}
 
 
 def token_widths(clip: CLIP) -> dict[str, int]:
     """Text encoder -> width of its token embeddings. Encoders that are not loaded are left out."""
-    models = {name: encoder_model(clip, name) for name in encoder_names(clip)}
     return {
         name: model.transformer.get_input_embeddings().weight.shape[-1]
-        for name, model in models.items()
-        if model is not None
+        for name, model in encoder_models(clip).items()
     }
 
 

@@ -23,7 +23,7 @@ from ...learning.parametrisation import Vectors
 from ...stages import stage_of_timestep
 from ...text.captions import with_caption
 from ...text.placeholders import expand_template
-from ..base_model import Block, cross_attention_layers, training_sigmas
+from ..base_model import Block, cross_attention_layers, latent_format_of, training_sigmas
 from ..clip.tokens import PlaceholderToken, Tokens, items_of, substitute, with_placeholders
 from ..unet.capture import PATCH, Layer, looking
 
@@ -162,7 +162,8 @@ class ComfyDenoiser:
         if (prompt, block) not in self.reference_keys:
             with torch.no_grad():
                 context = self.references[prompt].to(self.model.load_device, self.dtype)
-                self.reference_keys[prompt, block] = self.layers[block].to_k(context)
+                to_k = self.layers[block].get_submodule("to_k")
+                self.reference_keys[prompt, block] = to_k(context)
         return self.reference_keys[prompt, block]
 
     def _prompt_of(self, sample: int, template: int) -> int:
@@ -180,7 +181,7 @@ class ComfyDenoiser:
         for prompt in prompts:
             if prompt not in self.references:
                 tokens = substitute(self.prompts[prompt], {self.name: None})
-                self.references[prompt] = self.clip.encode_from_tokens(tokens)
+                self.references[prompt], _ = self._encode(tokens)
 
     def _texts(
         self, keys: Vectors, values: Vectors, stages: Sequence[int], numbers: Sequence[int]
@@ -191,12 +192,11 @@ class ComfyDenoiser:
         """
         encoded = [
             [
-                self.clip.encode_from_tokens(
+                self._encode(
                     substitute(
                         self.prompts[number],
                         {self.name: {encoder: rows[stage] for encoder, rows in vectors.items()}},
-                    ),
-                    return_pooled=True,
+                    )
                 )
                 for stage, number in zip(stages, numbers, strict=True)
             ]
@@ -204,16 +204,21 @@ class ComfyDenoiser:
         ]
         contexts = [[context for context, _ in of_role] for of_role in encoded]
         length = math.lcm(*(context.shape[1] for context in contexts[0]))
-        pooled = [one for _, one in encoded[-1]]
+        pooled = [one for _, one in encoded[-1] if one is not None]
         return _Texts(
             _stacked(contexts[0], length),
             _stacked(contexts[-1], length),
-            None if pooled[0] is None else torch.cat(pooled),
+            torch.cat(pooled) if pooled else None,
         )
+
+    def _encode(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The context (1, tokens, width) and the pooled output (1, width) of a prompt."""
+        encoded: Any = self.clip.encode_from_tokens(tokens, return_pooled=True)
+        return encoded
 
     def _conditions(self, text: _Texts, noised: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the U-Net is conditioned on, as ComfyUI's model makes it of a prompt."""
-        scale = self.model.get_model_object("latent_format").spacial_downscale_ratio
+        scale = latent_format_of(self.model).spacial_downscale_ratio
         conditions = self.model.model.extra_conds(
             cross_attn=text.keys,
             pooled_output=text.pooled,

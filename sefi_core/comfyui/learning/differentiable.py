@@ -70,8 +70,9 @@ def _unseen(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
     """How many last rows and columns of an input (B, C, h, w) a strided convolution leaves out."""
     if layer.stride == (1, 1):
         return [0, 0]
+    padding: Any = layer.padding  # numbers in all that ComfyUI builds, never a word
     return [
-        (shape[2 + axis] + 2 * layer.padding[axis] - reach - 1) % layer.stride[axis]
+        (shape[2 + axis] + 2 * padding[axis] - reach - 1) % layer.stride[axis]
         for axis, reach in enumerate(
             dilation * (kernel - 1)
             for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)
@@ -79,37 +80,43 @@ def _unseen(layer: nn.Conv2d, shape: torch.Size) -> list[int]:
     ]
 
 
-def _is_ordinary(layer: nn.Module, like: torch.Tensor) -> bool:
-    """Whether ComfyUI would do no more to a layer's weights than cast them to the type of ``like``.
+def _ordinary_weight(layer: nn.Module, like: torch.Tensor) -> nn.Parameter | None:
+    """A layer's weight where ComfyUI would do no more than cast it to the type of ``like``.
 
-    Every layer of every step asks this; attributes of modules are slow.
+    None where it does more. Every layer of every step asks this; attributes of modules are slow.
     """
     weight = layer._parameters.get("weight")
-    return (
+    if (
         type(weight) is nn.Parameter  # not quantised
         and weight.device == like.device
         and not (layer.weight_function or layer.bias_function)
         and "_v" not in vars(layer)  # in dynamic VRAM
-    )
+    ):
+        return weight
+    return None
 
 
-def _shared(layer: nn.Module, like: torch.Tensor) -> list[torch.Tensor | None] | None:
+def _shared(
+    layer: nn.Module, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """A layer's weight and bias as tensors that autograd may save, on the memory of the layer's.
 
     None if they are not usable on the tensor ``like`` as they are.
     """
-    if not _is_ordinary(layer, like):
+    weight, bias = _ordinary_weight(layer, like), layer._parameters.get("bias")
+    if weight is None or weight.dtype != like.dtype:
         return None
-    parameters = layer._parameters
-    weight, bias = parameters["weight"], parameters.get("bias")
-    if weight.dtype != like.dtype or (bias is not None and bias.dtype != like.dtype):
+    if bias is None:
+        return _on_the_memory_of(weight), None
+    if bias.dtype != like.dtype:
         return None
-    return [
-        None
-        if tensor is None
-        else torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor)
-        for tensor in (weight, bias)
-    ]
+    return _on_the_memory_of(weight), _on_the_memory_of(bias)
+
+
+def _on_the_memory_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in the same place, without the mark of inference mode."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor)  # pyright: ignore[reportArgumentType]  # PyTorch takes tensors too
 
 
 def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
@@ -118,13 +125,14 @@ def _fetch(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     To be given back with ``uncast_bias_weight``. Ordinary weights are cast without ComfyUI's
     preparations, which take longer than a small layer.
     """
-    if not _is_ordinary(layer, like):
+    weight = _ordinary_weight(layer, like)
+    if weight is None:
         own = getattr(layer, "cast_bias_weight", None)  # layers of GGUF files unpack theirs so
         with torch.inference_mode():  # samplers have made ComfyUI's cast buffers in it
             if own is not None:
                 return *own(like), None
             return comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    bias = layer._parameters.get("bias")
     return weight.to(like.dtype), None if bias is None else bias.to(like.dtype), None
 
 
@@ -276,6 +284,7 @@ def _checkpointed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.T
             name: dict(value) if isinstance(value, dict) else value
             for name, value in kwargs.items()
         }
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        output: Any = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return output
 
     return run

@@ -23,7 +23,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ...injection import Injection, Row, Segment, swapped
 from ...stages import stage_edges
-from ..base_model import training_sigmas, uncompiled
+from ..base_model import model_sampling_of, training_sigmas, uncompiled
 from .conditioning import (
     CONDITIONING_KEY,
     REGISTRY,
@@ -59,8 +59,7 @@ class Run:
     """What is known in one sampling: ``own`` are the payloads of each conditioning's dict."""
 
     def __init__(self, model: ModelPatcher, own: Sequence[Sequence[Known]]) -> None:
-        # The one in force: nodes for LCM, zero terminal SNR or EDM may come after Apply.
-        self.sampling = model.get_model_object("model_sampling")
+        self.sampling = model_sampling_of(model)  # nodes may have changed it after Apply
         self.sigmas = training_sigmas(self.sampling, model.model.model_config)
         self.own = own
         self._edges: dict[int, tuple[float, ...]] = {}
@@ -145,7 +144,7 @@ def outer_sample(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.
 
     The guider's options and conditionings are copies that live as long as the sampling.
     """
-    guider = executor.class_obj
+    guider: Any = executor.class_obj
     options = guider.model_options.setdefault("transformer_options", {})
     options.pop(RUN_KEY, None)
     conds = [cond for group in guider.conds.values() for cond in group or ()]
