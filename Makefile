@@ -1,8 +1,9 @@
-# Each target works on a fresh clone. ARGS="..." goes to pytest; SEED, PHOTO, CKPT and
-# COMFYUI_PATH reach the programs through the environment. PYTHON=python3.12 is the Python that
-# the first run makes .venv with.
+# Each target works on a fresh clone. ARGS="..." goes to pytest, which has JOBS workers, one for each
+# core by default; SEED, PHOTO, CKPT and COMFYUI_PATH reach the programs through the environment.
+# PYTHON=python3.12 is the Python that the first run makes .venv with.
 SHELL := /bin/bash
 VENV := .venv/bin/python
+JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
 .PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-cost
@@ -13,8 +14,10 @@ setup:
 lint: setup
 	@$(VENV) -m ruff check --quiet .
 
+# Workers with a thread each: several threads of several workers wait for each other.
+test: export OMP_NUM_THREADS := 1
 test: lint
-	@$(VENV) -m pytest $(ARGS)
+	@$(VENV) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 demo: setup
 	@$(VENV) -m tools.demo

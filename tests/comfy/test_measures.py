@@ -17,6 +17,7 @@ def test_leak_is_that_of_the_learned_word(mini):
 
 def test_a_batch_of_prompts_draws_what_single_ones_do(mini, monkeypatch):
     """With an identity and seeds, to be told apart from the class word and from each other."""
+    monkeypatch.setattr(measures.runtime, "STEPS", 6)
     known = methods.with_identity(mini, learned(mini, learning_rate=0.05))
     plain = methods.Learned(mini.model, mini.clip, "person")
     asked = [{"scene": "beach"}, {"object": "cup"}]
