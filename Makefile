@@ -13,6 +13,11 @@ setup:
 
 lint: setup
 	@$(VENV) -m ruff check --quiet .
+	@$(VENV) -m ruff format --check --quiet .
+	@comfyui=$$(cd "$$($(VENV) tools/comfyui.py)" && pwd) && \
+		printf '{"extends": "../pyproject.toml", "extraPaths": ["%s"]}\n' "$$comfyui" > \
+		.venv/pyright.json
+	@$(VENV) -m pyright --project .venv/pyright.json
 
 # Workers with a thread each: several threads of several workers wait for each other.
 test: export OMP_NUM_THREADS := 1
