@@ -8,7 +8,7 @@ from ..sefi_core.comfyui.apply import apply_identity
 from ..sefi_core.comfyui.methods import METHODS
 from ..sefi_core.errors import raised_by
 from ..sefi_core.identity.identity import Identity
-from .types import CATEGORY, SEFI_IDENTITY
+from .types import CATEGORY, SEFI_IDENTITY, check_identity
 
 DISPLAY_NAME = "SeFi Apply Identity"
 
@@ -70,6 +70,7 @@ class SeFiApplyIdentity(io.ComfyNode):
                         "When in the sampling the identity begins, as a share from 0 (start) to 1 "
                         "(end); before that the class word is drawn."
                     ),
+                    optional=True,
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -82,6 +83,7 @@ class SeFiApplyIdentity(io.ComfyNode):
                         "When in the sampling the identity ends, as a share from 0 (start) to 1 "
                         "(end); after that the class word is drawn."
                     ),
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -97,12 +99,18 @@ class SeFiApplyIdentity(io.ComfyNode):
         model: io.Model.Type,
         clip: io.Clip.Type,
         identity: Identity,
-        strength_k: float,
-        strength_v: float,
-        start_percent: float,
-        end_percent: float,
+        strength_k: float = 1.0,
+        strength_v: float = 1.0,
+        start_percent: float | None = 0.0,
+        end_percent: float | None = 1.0,
     ) -> io.NodeOutput:
-        method = METHODS[identity.kind]
-        applied = method(identity, strength_k, strength_v, start_percent, end_percent)
         with raised_by(DISPLAY_NAME):
+            method = METHODS[check_identity(identity).kind]
+            applied = method(
+                identity,
+                strength_k,
+                strength_v,
+                0.0 if start_percent is None else start_percent,
+                1.0 if end_percent is None else end_percent,
+            )
             return io.NodeOutput(*apply_identity(model, clip, applied))

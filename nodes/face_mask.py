@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..sefi_core.checks import check_choice
 from ..sefi_core.comfyui.faces import DETECTORS, detector_state, mask_faces
 from ..sefi_core.errors import raised_by
 from ..sefi_core.faces.extract import NONE_FOUND, Selection
@@ -117,6 +118,7 @@ class SeFiFaceMask(io.ComfyNode):
                         "The crop is moved inside the picture where it can be; if it is larger "
                         "than the picture, the picture's edge is repeated."
                     ),
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -143,6 +145,8 @@ class SeFiFaceMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: io.Image.Type, detector: str, **selection: Any) -> io.NodeOutput:
+        given = {name: value for name, value in selection.items() if value is not None}
         with raised_by("SeFi Face Mask"):
-            found = mask_faces(image, detector, Selection(**selection))
+            check_choice("detector", detector, DETECTORS)
+            found = mask_faces(image, detector, Selection(**given))
         return io.NodeOutput(found.masks, found.crops, found.crop_masks, found.count)

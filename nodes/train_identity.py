@@ -13,7 +13,7 @@ from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
 from ..sefi_core.learning.photos import pair_photos
 from ..sefi_core.learning.settings import DTYPES, TrainingSettings
 from ..sefi_core.text.captions import AUTO
-from .types import CATEGORY, SEFI_IDENTITY
+from .types import CATEGORY, SEFI_IDENTITY, check_identity
 
 DISPLAY_NAME = "SeFi Train Identity"
 DEFAULTS = TrainingSettings()
@@ -117,25 +117,29 @@ class SeFiTrainIdentity(io.ComfyNode):
         masks: list[io.Mask.Type] | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        captions = settings.pop("captions")
+        # Optional inputs may be missing, or None where a switch node gives nothing.
+        given = {key: list(values) for key, values in settings.items() if values[0] is not None}
+        captions = given.pop("captions")
         captions = captions if len(captions) > 1 else captions[0].split("\n")
-        captions = tuple(" ".join(caption.split()) for caption in captions)
-        settings = {key: values[0] for key, values in settings.items()}
-        name, class_word = settings.pop("name"), settings.pop("class_word")
-        start = settings.pop("identity", None)
-        lines = settings.pop("templates").splitlines()
+        chosen = {key: values[0] for key, values in given.items()}
+        name, class_word = chosen.pop("name"), chosen.pop("class_word")
+        start = chosen.pop("identity", None)
+        lines = chosen.pop("templates", "\n".join(DEFAULTS.templates)).splitlines()
         with raised_by(DISPLAY_NAME):
             chosen = TrainingSettings(
                 templates=tuple(line.strip() for line in lines if line.strip()),
-                captions=captions,
-                **settings,
+                captions=tuple(" ".join(caption.split()) for caption in captions),
+                **chosen,
             )
+            if start is not None:
+                check_identity(start)
+            given_masks = [mask for mask in masks or () if mask is not None]
             with TrainingProgress(chosen.steps, cls.hidden.unique_id) as progress:
                 result = train_identity(
                     model[0],
                     clip[0],
                     vae[0],
-                    pair_photos(photos, masks),
+                    pair_photos(photos, given_masks),
                     name,
                     class_word,
                     chosen,
@@ -161,6 +165,7 @@ def _advanced_inputs() -> list[io.Input]:
             default=DEFAULTS.stages,
             min=1,
             max=20,
+            optional=True,
             advanced=True,
             tooltip="Parts of the denoising with vectors of their own, from outlines to details. 5 "
             "as in the paper; 1 is one set for all of it, as in textual inversion.",
@@ -169,6 +174,7 @@ def _advanced_inputs() -> list[io.Input]:
             "parametrisation",
             options=list(PARAMETRISATIONS),
             default=DEFAULTS.parametrisation,
+            optional=True,
             advanced=True,
             tooltip="How the vectors of the stages are learned. offsets: together, and what "
             "differs between stages in smaller steps. direct: each stage alone, from its share of "
@@ -183,6 +189,7 @@ def _advanced_inputs() -> list[io.Input]:
             max=1.0,
             step=1e-5,
             round=False,
+            optional=True,
             advanced=True,
             tooltip="Learning rate of AdamW, for vectors the size of Stable Diffusion 1.x's token "
             "embeddings; scaled for others, but not with self-attention. It falls to 0 over the "
@@ -193,6 +200,7 @@ def _advanced_inputs() -> list[io.Input]:
             default=DEFAULTS.batch_size,
             min=1,
             max=64,
+            optional=True,
             advanced=True,
             tooltip="Noised pictures per step. Time and memory grow with it.",
         ),
@@ -203,6 +211,7 @@ def _advanced_inputs() -> list[io.Input]:
             max=10.0,
             step=1e-4,
             round=False,
+            optional=True,
             advanced=True,
             tooltip=(
                 "Weight (lambda) of the face-wise attention loss, a factor, which keeps the name's "
@@ -216,6 +225,7 @@ def _advanced_inputs() -> list[io.Input]:
             max=100.0,
             step=0.01,
             round=False,
+            optional=True,
             advanced=True,
             tooltip="Weight of the leak, a factor: of the name's attention the share that is "
             "outside the mask. 0 turns it off, as in the paper. Without a mask it changes nothing.",
@@ -226,6 +236,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
+            optional=True,
             advanced=True,
             tooltip="Weight of the noise loss outside the mask, a factor. 0 learns from the masked "
             "part only, 1 from all alike. Without a mask it changes nothing.",
@@ -236,6 +247,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=64,
             max=2048,
             step=64,
+            optional=True,
             advanced=True,
             tooltip="Side of the square training pictures in pixels. SD 1.x was made for 512.",
         ),
@@ -243,6 +255,7 @@ def _advanced_inputs() -> list[io.Input]:
             "templates",
             multiline=True,
             default="\n".join(DEFAULTS.templates),
+            optional=True,
             advanced=True,
             tooltip="Training prompts, one a line, each with <name> exactly once.",
         ),
@@ -250,12 +263,14 @@ def _advanced_inputs() -> list[io.Input]:
             "dtype",
             options=list(DTYPES),
             default=DEFAULTS.dtype,
+            optional=True,
             advanced=True,
             tooltip="Precision of the U-Net while training; auto is the model's own.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",
             default=DEFAULTS.gradient_checkpointing,
+            optional=True,
             advanced=True,
             tooltip="Less memory for more time: the U-Net is computed once more going back.",
         ),
@@ -264,6 +279,7 @@ def _advanced_inputs() -> list[io.Input]:
             default=DEFAULTS.preview_every,
             min=0,
             max=20000,
+            optional=True,
             advanced=True,
             tooltip="Steps between preview pictures; 0 for none.",
         ),

@@ -14,7 +14,9 @@ from comfy.sd import CLIP
 
 from ..attention.heat_maps import added_up
 from ..attention.maps import attention_probabilities
+from ..checks import check_whole
 from ..errors import SeFiError
+from ..stages import TRAINING_TIMESTEPS
 from .base_model import (
     Block,
     cross_attention_layers,
@@ -66,6 +68,8 @@ def attention_maps(
     latent cannot be used.
     """
     check_clip(clip)
+    check_whole("timestep", timestep, 0, TRAINING_TIMESTEPS - 1)
+    check_whole("seed", seed, 0, 2**64 - 1)
     tokens = clip.tokenize(prompt)
     if not uses_identities(model) and (names := sorted(placeholders_in(tokens))):
         raise SeFiError(

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
 from ..images import in_colour, pixels_of
 from .crop import crop, head_square, middle_square
-from .face import Detector, choose
-from .regions import region_mask
+from .face import WHICH, Detector, choose
+from .regions import REGIONS, region_mask
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,16 @@ class Selection:
     crop_size: int = 512
     crop_margin: float = 0.2
     none_found: str = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("which_face", self.which_face, WHICH)
+        check_choice("region", self.region, REGIONS)
+        check_choice("none_found", self.none_found, NONE_FOUND)
+        check_whole("face_index", self.face_index, 0, 999)
+        check_whole("grow", self.grow, -4096, 4096)
+        check_whole("feather", self.feather, 0, 4096)
+        check_whole("crop_size", self.crop_size, 16, 4096)
+        check_number("crop_margin", self.crop_margin, 0.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
-from ..errors import SeFiError, quoted
+from ..checks import check_choice, check_number, check_whole
+from ..errors import SeFiError
 from ..identity.identity import MAX_VECTORS
 from ..stages import TRAINING_TIMESTEPS
 from ..text.captions import AUTO
@@ -19,6 +19,23 @@ DEFAULT_TEMPLATES = (
     "a portrait of <name>",
     "a photo of the face of <name>",
 )
+
+
+_WHOLE = {
+    "steps": (1, 1_000_000),
+    "seed": (0, 2**64 - 1),
+    "stages": (1, TRAINING_TIMESTEPS),
+    "vectors": (1, MAX_VECTORS),
+    "batch_size": (1, 1024),
+    "resolution": (64, 16384),
+    "preview_every": (0, 1_000_000),
+}
+_NUMBERS = {
+    "learning_rate": (1e-9, 1e3),
+    "attention_weight": (0.0, 1e6),
+    "leak_weight": (0.0, 1e6),
+    "background_weight": (0.0, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -53,25 +70,12 @@ class TrainingSettings:
     """Steps between preview pictures; 0 for none."""
 
     def __post_init__(self) -> None:
-        least = {"preview_every": 0, "resolution": 64}
-        least |= dict.fromkeys(("steps", "stages", "vectors", "batch_size"), 1)
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {bound} or more")
-        for name, bound in {"stages": TRAINING_TIMESTEPS, "vectors": MAX_VECTORS}.items():
-            if getattr(self, name) > bound:
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to {bound} or less")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise SeFiError(f"learning_rate is {self.learning_rate}: set it above 0, such as 0.005")
-        for name in ("attention_weight", "leak_weight", "background_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise SeFiError(f"{name} is {getattr(self, name)}: set it to 0 or more")
-        choices = {"dtype": DTYPES, "parametrisation": PARAMETRISATIONS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise SeFiError(
-                    f"{name} is {quoted(getattr(self, name))}: choose one of {', '.join(allowed)}"
-                )
+        for name, (least, most) in _WHOLE.items():
+            check_whole(name, getattr(self, name), least, most)
+        for name, (least, most) in _NUMBERS.items():
+            check_number(name, getattr(self, name), least, most)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         if not self.templates:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
 

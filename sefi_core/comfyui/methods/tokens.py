@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...checks import check_number
 from ...identity.identity import Identity
 from ..clip.encoder import Role
 
@@ -24,6 +25,12 @@ class AppliedIdentity:
     strength_v: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("strength_k", "strength_v"):
+            check_number(name, getattr(self, name), -100.0, 100.0)
+        for name in ("start_percent", "end_percent"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
 
     @property
     def stages(self) -> int:

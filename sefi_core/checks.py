@@ -1,0 +1,35 @@
+"""Checks of what comes from the user; links and JSON go around the ranges of the nodes' widgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .errors import SeFiError, quoted
+
+
+def check_number(name: str, value: object, least: float, most: float) -> None:
+    """Raises :class:`SeFiError` unless an input is a number from ``least`` to ``most``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise SeFiError(f"{name} is {quoted(value)}: set it to a number")
+    if math.isnan(value):
+        raise SeFiError(f"{name} is not a number (NaN): set it from {least:g} to {most:g}")
+    if value < least:
+        raise SeFiError(f"{name} is {value}: set it to {least:g} or more")
+    if value > most:
+        raise SeFiError(f"{name} is {value}: set it to {most:g} or less")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises :class:`SeFiError` unless an input is a whole number from ``least`` to ``most``."""
+    if isinstance(value, float):
+        raise SeFiError(f"{name} is {value}: set it to a whole number")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SeFiError(f"{name} is {quoted(value)}: set it to a whole number")
+    check_number(name, value, least, most)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises :class:`SeFiError` unless an input is one of its choices."""
+    if value not in choices:
+        raise SeFiError(f"{name} is {quoted(value)}: choose one of {', '.join(choices)}")

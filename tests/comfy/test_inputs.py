@@ -1,0 +1,154 @@
+"""Values that links and JSON bring past the nodes' widgets: one sentence, or the same as absent."""
+
+from __future__ import annotations
+
+import math
+
+import comfy.sd
+import pytest
+import torch
+from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
+from sefi_ide.nodes.attention_map import SeFiAttentionMap
+from sefi_ide.nodes.face_mask import SeFiFaceMask
+from sefi_ide.nodes.train_identity import SeFiTrainIdentity
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.identity.identity import Identity
+
+from .training_runs import HIDDEN, photo_and_mask, run
+
+
+@pytest.fixture(scope="module")
+def models(mini_checkpoint):
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(mini_checkpoint, embedding_directory=None)[:3]
+
+
+@pytest.fixture(scope="module")
+def anna(models):
+    rows = {"l": class_word_embedding(models[1], "person")["l"][None]}
+    return Identity("anna", "person", "sd1", rows, rows)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strength_k": NAN}, "strength_k is not a number (NaN)"),
+        ({"strength_v": math.inf}, "strength_v"),
+        ({"strength_v": "1"}, "strength_v is '1'"),
+        ({"start_percent": NAN}, "start_percent"),
+        ({"end_percent": -0.5}, "end_percent"),
+        ({"end_percent": 50}, "end_percent is 50: set it to 1 or less"),
+        ({"identity": "anna"}, "identity is a str"),
+        ({"identity": None}, "identity is empty"),
+    ],
+)
+def test_apply(models, anna, changes, said):
+    inputs = {"identity": anna, **changes}
+    with pytest.raises(SeFiError, match=r"^SeFi Apply Identity: ") as caught:
+        SeFiApplyIdentity.execute(models[0], models[1], **inputs)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_apply_without_its_optional_inputs(models, anna):
+    for inputs in ({}, {"start_percent": None, "end_percent": None}):
+        model, clip = SeFiApplyIdentity.execute(models[0], models[1], anna, **inputs).result
+        assert model is not models[0] and clip is not models[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 2**31}, "batch_size is 2147483648: set it to 1024 or less"),
+        ({"steps": 0}, "steps is 0: set it to 1 or more"),
+        ({"steps": 2.5}, "steps is 2.5: set it to a whole number"),
+        ({"seed": -1}, "seed"),
+        ({"learning_rate": NAN}, "learning_rate"),
+        ({"leak_weight": -1.0}, "leak_weight"),
+        ({"dtype": "fp8"}, "dtype is 'fp8': choose one of"),
+        ({"parametrisation": "magic"}, "parametrisation"),
+        ({"identity": "anna"}, "identity is a str"),
+        ({"resolution": 2**20}, "resolution"),
+    ],
+)
+def test_train(models, changes, said):
+    with pytest.raises(SeFiError, match=r"^SeFi Train Identity: ") as caught:
+        run(models, **changes)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def optional_inputs() -> set[str]:
+    schema = SeFiTrainIdentity.GET_SCHEMA()
+    return {one.id for one in schema.inputs if one.optional}
+
+
+def test_advanced_inputs_are_optional():
+    for node in (SeFiTrainIdentity, SeFiApplyIdentity, SeFiFaceMask, SeFiAttentionMap):
+        for one in node.GET_SCHEMA().inputs:
+            assert one.optional or not getattr(one, "advanced", False), (node, one.id)
+
+
+@pytest.mark.parametrize("value", ["missing", None])
+def test_train_without_its_optional_inputs(models, value, monkeypatch):
+    """As a prompt for the API that was saved before they were there, and as switch nodes give."""
+    seen = []
+    monkeypatch.setattr(
+        "sefi_ide.nodes.train_identity.train_identity",
+        lambda *args: seen.append(args),
+    )
+    inputs = dict(zip(("model", "clip", "vae"), ([one] for one in models), strict=True))
+    inputs |= {"photos": [photo_and_mask()[0]], "name": ["anna"], "class_word": ["person"]}
+    inputs |= {"captions": [""], "steps": [3], "seed": [0]}
+    if value is None:
+        inputs |= {name: [None] for name in optional_inputs()}
+    node = SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN)
+    with pytest.raises(AttributeError):  # the stand-in returns nothing
+        node.EXECUTE_NORMALIZED(**inputs)
+    settings = seen[0][6]
+    assert settings.stages == 5 and settings.steps == 3 and settings.vectors == 1
+    assert len(settings.templates) == 4 and seen[0][7] is None
+    assert [photo.mask for photo in seen[0][3]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"timestep": -1}, "timestep is -1"),
+        ({"timestep": 1000}, "timestep is 1000"),
+        ({"seed": NAN}, "seed"),
+    ],
+)
+def test_attention_map(models, changes, said):
+    inputs = {
+        "latent": {"samples": torch.zeros(1, 4, 8, 8)},
+        "prompt": "a face",
+        "words": "face",
+        "timestep": 400,
+        "seed": 0,
+        **changes,
+    }
+    with torch.inference_mode(), pytest.raises(SeFiError, match="^SeFi Attention Map: ") as caught:
+        SeFiAttentionMap.execute(models[0], models[1], **inputs)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"detector": "yolo"}, "detector is 'yolo'"),
+        ({"region": "foot"}, "region is 'foot'"),
+        ({"which_face": ""}, "which_face"),
+        ({"none_found": "smile"}, "none_found"),
+        ({"crop_size": 2**31}, "crop_size"),
+        ({"crop_margin": NAN}, "crop_margin"),
+        ({"face_index": -1}, "face_index"),
+    ],
+)
+def test_face_mask(changes, said):
+    inputs = {"image": torch.zeros(1, 64, 64, 3), "detector": "auto", **changes}
+    with pytest.raises(SeFiError, match="^SeFi Face Mask: ") as caught:
+        SeFiFaceMask.execute(**inputs)
+    assert said in str(caught.value)
