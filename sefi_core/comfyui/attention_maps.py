@@ -82,6 +82,12 @@ def attention_maps(
         raise SeFiError(
             f"latent has {samples.ndim} dimensions: connect the latent of a picture, not of a video"
         )
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise SeFiError(
+            f"latent has {samples.shape[1]} channels and this model needs {channels}: connect the "
+            "latent of a picture that was made with this model"
+        )
     if 0 in samples.shape:
         raise SeFiError("latent is empty: connect a node that gives at least one latent")
     if not torch.isfinite(samples).all():

@@ -107,6 +107,12 @@ def optimise(
             prediction = denoiser(keys, values, batch)
             noise, attention, leaked = _losses(prediction, settings)
             loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
+            if not torch.isfinite(loss) and number == 1:
+                raise SeFiError(
+                    "the model gives values that are not numbers (NaN) before anything is learned: "
+                    "set dtype to fp32; where that is so too, the checkpoint or the VAE is "
+                    "damaged: load another"
+                )
             if not torch.isfinite(loss):
                 raise SeFiError(
                     f"the loss is no number at step {number}: lower learning_rate, or set dtype "

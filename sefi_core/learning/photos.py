@@ -26,10 +26,17 @@ def pair_photos(
 ) -> list[Photo]:
     """Photos from ComfyUI's IMAGE batches (B, H, W, C) and MASK batches (B, H, W).
 
-    There is one mask for every photo, or one for all of them. Raises :class:`SeFiError` for
-    pictures with values that are not numbers, and for masks that are empty, too few, or of another
-    size than their photo.
+    There is one mask for every photo, or one for all of them. Raises :class:`SeFiError` for what
+    is no batch of pictures, for pictures with values that are not numbers, and for masks that are
+    empty, too few, or of another size than their photo.
     """
+    for batch in images:
+        if not torch.is_tensor(batch) or batch.ndim != 4 or 0 in batch.shape[1:]:
+            what = tuple(batch.shape) if torch.is_tensor(batch) else type(batch).__name__
+            raise SeFiError(
+                f"photos is no batch of pictures (batch, height, width, channels) but {what}: "
+                "connect an IMAGE, such as that of Load Image"
+            )
     pictures = [in_colour(picture).float() for batch in images for picture in batch]
     if not pictures:
         raise SeFiError("photos is empty: connect at least one photo")
@@ -85,7 +92,16 @@ def training_pictures(
 
 
 def _planes(batch: torch.Tensor) -> torch.Tensor:
-    """A MASK as (B, H, W); some nodes give a single (H, W)."""
+    """A MASK as (B, H, W); some nodes give a single (H, W), or one with a channel."""
+    if batch.ndim == 4 and batch.shape[1] == 1:
+        return batch[:, 0]
+    if batch.ndim == 4 and batch.shape[-1] == 1:
+        return batch[..., 0]
+    if batch.ndim not in (2, 3):
+        raise SeFiError(
+            f"masks: a mask has the shape {tuple(batch.shape)}, where (batch, height, width) is "
+            "needed: connect a MASK, such as that of SeFi Face Mask"
+        )
     return batch[None] if batch.ndim == 2 else batch
 
 

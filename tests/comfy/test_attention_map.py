@@ -371,6 +371,7 @@ def test_the_node_over_a_picture(world):
             "latent has 5 dimensions",
         ),
         ({"latent": {"samples": torch.zeros(0, *SHAPE[1:])}}, "latent is empty"),
+        ({"latent": {"samples": torch.ones(1, 16, 16, 16)}}, "16 channels and this model needs"),
         ({"clip": None}, "the clip input is empty"),
     ],
 )

@@ -98,6 +98,14 @@ def test_photos_are_not_copied():
     assert photo.mask.data_ptr() == masks.data_ptr()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 64, 64, 1)])
+def test_a_mask_with_a_channel_is_a_mask(shape):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 20:40, 10:50] = 1.0
+    photo = torch.rand(1, 64, 64, 3)
+    assert torch.equal(made([photo], [mask.view(shape)])[1], made([photo], [mask])[1])
+
+
 def test_a_mask_of_two_dimensions_is_one_mask():
     assert made([torch.rand(1, 64, 64, 3)], [torch.ones(64, 64)])[1].shape == (1, 1, 128, 128)
 
@@ -118,6 +126,12 @@ IMAGE = torch.rand(1, 64, 64, 3)
         ([IMAGE], [torch.full((1, 64, 64), float("nan"))], "mask"),
         ([IMAGE], [torch.ones(1, 32, 48)], "48 x 32.*64 x 64.*SeFi Face Mask"),
         ([IMAGE, IMAGE], [torch.ones(3, 64, 64)], "3 masks for 2 photos"),
+        ([IMAGE[0]], None, r"no batch of pictures.*\(64, 64, 3\)"),
+        ([IMAGE[None]], None, r"no batch of pictures.*\(1, 1, 64, 64, 3\)"),
+        ([IMAGE[:, :0]], None, r"\(1, 0, 64, 3\)"),
+        (["anna.png"], None, "str"),
+        ([IMAGE], [torch.ones(1, 64, 64, 3)], r"\(1, 64, 64, 3\)"),
+        ([IMAGE], [torch.ones(5)], "shape"),
     ],
 )
 def test_bad_photos_and_masks_are_refused_in_one_sentence(images, masks, said):

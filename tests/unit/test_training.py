@@ -191,15 +191,22 @@ def test_on_step_may_stop_and_the_finished_steps_stay():
     assert torch.equal(learned(stopped), rows[2]) and not torch.equal(rows[2], rows[-1])
 
 
-def test_a_loss_that_is_no_number_stops_with_a_remedy():
+@pytest.mark.parametrize(
+    ("first", "said"), [(1, "before anything is learned.*fp32"), (2, "step 2.*learning_rate")]
+)
+def test_a_loss_that_is_no_number_stops_with_a_remedy(first, said):
+    """At the first step it is not the learning rate's fault."""
+
     class Broken(Toy):
         def _prediction(self, output, target, maps):
-            return super()._prediction(output * float("nan"), target, maps)
+            broken = float("nan") if self.calls >= first else 1.0
+            return super()._prediction(output * broken, target, maps)
 
     parameters = start()
-    with pytest.raises(SeFiError, match="step 1.*learning_rate"):
+    before = learned(parameters)
+    with pytest.raises(SeFiError, match=said):
         optimise(parameters, Broken(), settings())
-    assert torch.equal(learned(parameters), torch.zeros(STAGES, WIDTH))
+    assert torch.equal(learned(parameters), before) is (first == 1)
 
 
 class Half(Toy):
