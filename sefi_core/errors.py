@@ -22,7 +22,12 @@ class SeFiError(ValueError):
     __module__ = "sefi_ide"
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(map(_printable, message)))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text that can be encoded as UTF-8 and is one line; what cannot be shown is replaced."""
+    return "".join(map(_printable, text))
 
 
 def quoted(text: object) -> str:

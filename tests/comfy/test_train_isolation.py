@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import comfy.model_management
 import comfy.sample
 import pytest
@@ -157,6 +160,23 @@ def test_ten_runs_leave_no_more_behind_than_one(mini_sd):
     for _ in range(3):
         run(mini_sd, steps=1)
     assert traces() == once
+
+
+def test_steps_leave_nothing_with_a_lora(mini_sd):
+    """ComfyUI keeps objects for each time that a clone of a clone is loaded."""
+    model, clip, vae = mini_sd
+    models = *with_lora(model, clip), vae
+
+    def kept(steps):
+        run(models, steps=steps)
+        gc.collect()
+        return sum(isinstance(one, weakref.finalize) for one in gc.get_objects())
+
+    kept(2)  # what the first run leaves for good
+    one = kept(2)
+    few = kept(2) - one
+    many = kept(22) - one - few
+    assert many <= few
 
 
 def test_the_differentiable_view_ends_with_its_block(mini_sd):

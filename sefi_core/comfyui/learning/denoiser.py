@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -82,10 +83,13 @@ class ComfyDenoiser:
                 )
         self.model = private_clone(model)
         self.clip = with_placeholders(clip, [identity])
+        # Each encoding asks for it; see load().
+        self.clip.load_model = partial(_load_if_needed, self.clip.patcher)
         self.name = identity.name
         self.stages = identity.stages
         self.latents, self.masks = latents, masks
         self.with_maps = with_maps
+        self.room, self.loaded = 0, []
         self.load(1)  # puts the clone's object patches in force, such as another sampling type
         captions = captions or [""] * len(latents)
         distinct = list(dict.fromkeys(captions))
@@ -110,14 +114,20 @@ class ComfyDenoiser:
         return len(self.latents)
 
     def load(self, samples: int) -> None:
-        """Have ComfyUI load both models, with room for so many samples at once."""
+        """Have ComfyUI load both models, with room for so many samples at once.
+
+        Where nothing was loaded or unloaded since the last time, nothing is done: in dynamic VRAM
+        every module would be prepared again, and ComfyUI keeps some objects of every call as long
+        as the models that ours are clones of.
+        """
+        if samples == self.room and _loaded_now() == self.loaded:
+            return
         patchers = [self.model, self.clip.patcher]
-        if all(map(_is_in_dynamic_vram, patchers)):
-            return  # loading again would prepare every module again
         shape = (samples, *self.latents.shape[1:])
         needed = self.model.memory_required(shape) * _ACTIVATION_FACTOR
         with torch.inference_mode():  # as in any node, so that the weights stay what they were
             comfy.model_management.load_models_gpu(patchers, memory_required=int(needed))
+        self.room, self.loaded = samples, _loaded_now()
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
         """See :class:`training.Denoiser`."""
@@ -300,10 +310,16 @@ def _attention_with_gradient(
     return attention_pytorch(q, k, v, options["n_heads"])
 
 
-def _is_in_dynamic_vram(patcher: ModelPatcher) -> bool:
-    """Whether ComfyUI has loaded it, and fetches each weight when it is used."""
-    loaded = comfy.model_management.loaded_models()
-    return patcher.is_dynamic() and any(patcher is other for other in loaded)
+def _loaded_now() -> list[int]:
+    """What ComfyUI has loaded, as ids of the patchers."""
+    return [id(patcher) for patcher in comfy.model_management.loaded_models()]
+
+
+def _load_if_needed(patcher: ModelPatcher, tokens: Tokens | None = None) -> ModelPatcher:
+    """Stands in for ``CLIP.load_model``, and is no cycle that would keep the weights."""
+    if id(patcher) not in _loaded_now():
+        comfy.model_management.load_models_gpu([patcher])
+    return patcher
 
 
 def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

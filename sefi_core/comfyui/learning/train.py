@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ...attention.heat_maps import added_up
-from ...errors import SeFiError, quoted
+from ...errors import SeFiError, printable, quoted
 from ...families import FAMILIES, label_of
 from ...identity.identity import Identity, thumbnail_of
 from ...learning.loop import Batch, Step, check_diffusers, optimise
@@ -161,7 +161,7 @@ def _or_why_not(what: str, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
     try:
         return draw()
     except Exception as error:
-        why = str(error) or type(error).__name__
+        why = printable(str(error)) or type(error).__name__
         logger.warning("SeFi Train Identity: the %s could not be drawn: %s", what, why)
         return text_picture(f"The {what} could not be drawn: {why}")
 
