@@ -40,6 +40,9 @@ RUN_KEY = "sefi_identity_run"
 NUMBERS_KEY = "sefi_identity_rows"
 PATCH = "attn2_patch"
 
+KEPT_BATCHES = 8
+"""Of contexts that were swapped; windows of frames have many, which take memory on the device."""
+
 Contexts = tuple[torch.Tensor, torch.Tensor]
 """Of keys and of values, (rows, tokens, width) each."""
 
@@ -94,6 +97,8 @@ class Run:
                 for context, row in zip(contexts.split(1), rows, strict=True)
             ]
             keys, values = zip(*parts, strict=True)
+            while len(self._swapped) >= KEPT_BATCHES:
+                del self._swapped[next(iter(self._swapped))]
             self._swapped[batch] = state, (torch.cat(keys), torch.cat(values))
         return self._swapped[batch][1]
 
