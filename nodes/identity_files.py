@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from comfy_api.latest import io, ui
 
 from ..sefi_core.comfyui import library
@@ -9,6 +12,12 @@ from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.identity.identity import Identity
 from ..sefi_core.text.placeholders import check_name
 from .types import CATEGORY, SEFI_IDENTITY
+
+_saved: set[tuple[str, str, Path]] = set()
+"""Under which ``file_name`` and ``if_exists`` this process has saved which files."""
+
+_gone: list[tuple[str, str]] = []
+"""Under which of them a file has been found gone, one entry for each."""
 
 
 class SeFiSaveIdentity(io.ComfyNode):
@@ -63,9 +72,32 @@ class SeFiSaveIdentity(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(
+        cls,
+        identity: object = None,
+        file_name: str | None = None,
+        if_exists: str | None = None,
+    ) -> int:
+        """The same number until a file that was saved with these inputs is gone.
+
+        ComfyUI does not run a node again whose inputs have not changed, and would not notice.
+        Linked inputs are None here and may have been anything.
+        """
+
+        def may_be(saved_as: str, saved_if: str) -> bool:
+            return file_name in (None, saved_as) and if_exists in (None, saved_if)
+
+        for entry in list(_saved):
+            if may_be(*entry[:2]) and not os.path.lexists(entry[2]):
+                _saved.remove(entry)
+                _gone.append(entry[:2])
+        return sum(may_be(*inputs) for inputs in _gone)
+
+    @classmethod
     def execute(cls, identity: Identity, file_name: str, if_exists: str) -> io.NodeOutput:
         with raised_by("SeFi Save Identity"):
             path = library.save_identity(identity, file_name, if_exists)
+        _saved.add((file_name, if_exists, path))
         return io.NodeOutput(identity, ui=ui.PreviewText(f"{identity.placeholder}: {path}"))
 
 

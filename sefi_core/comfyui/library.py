@@ -7,15 +7,19 @@ import hashlib
 import itertools
 import os
 import re
-import secrets
+import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import SeFiError, quoted
+from ..identity.content import not_a_plain_file, read_content, unreadable
 from ..identity.file import read_identity, to_bytes
 from ..identity.identity import Identity
+from ..identity.saving import LOCK, make_folder, remove_leftovers, write_whole
+from ..text.placeholders import without_joiners
 
 FOLDER = "sefi"
 EXTENSION = ".safetensors"
@@ -44,8 +48,11 @@ def register_model_folder() -> None:
 
 
 def identity_files() -> list[str]:
-    """The identity files that can be loaded, relative to the folder, sorted."""
-    return folder_paths.get_filename_list(FOLDER)
+    """The identity files that can be loaded, relative to the folder, in form NFC and sorted."""
+    names = folder_paths.get_filename_list(FOLDER)
+    composed = {name: unicodedata.normalize("NFC", name) for name in names}
+    # Of two files that differ in nothing else, the one in form NFC goes by that name.
+    return sorted(name if nfc in composed else nfc for name, nfc in composed.items())
 
 
 def load_identity(file: str) -> Identity:
@@ -70,28 +77,44 @@ def find_file(file: str) -> Path:
             f"the file name {quoted(file)} is refused, it leads out of {_save_folder()}: choose a "
             "file of the list"
         )
-    found = folder_paths.get_full_path(FOLDER, relative)
-    if found is None:
-        raise SeFiError(
-            f"the identity file {quoted(file)} is not in {_save_folder()}: press R to refresh the "
-            "lists and choose another, or put the file back"
-        )
-    return Path(found)
+    folders = map(Path, folder_paths.get_folder_paths(FOLDER))
+    paths = [_as_spelled_on_disk(folder, relative) for folder in folders]
+    for path in paths:
+        if os.path.isfile(path):
+            return path
+    for path in paths:
+        _check_absent(path)
+    raise SeFiError(
+        f"the identity file {quoted(file)} is not in {_save_folder()}: press R to refresh the "
+        "lists and choose another, or put the file back"
+    )
 
 
 def fingerprint(file: str) -> str:
-    """SHA-256 of the content of ``file``: another value whenever the file has changed."""
-    digest = hashlib.sha256()
-    with open(find_file(file), "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of the content of ``file``: another value whenever the file has changed.
+
+    Raises :class:`SeFiError` if there is no such file, or if it is too large for an identity.
+    """
+    return hashlib.sha256(read_content(find_file(file)).data).hexdigest()
 
 
 def check_file_name(file_name: str) -> None:
     """Raise :class:`SeFiError` if :func:`save_identity` would refuse ``file_name``."""
     if file_name:
         _target(_save_folder(), file_name)
+
+
+def check_saveable_name(name: str) -> None:
+    """Raise :class:`SeFiError` if an identity of this name could not be saved under it.
+
+    Names that :func:`sefi_core.text.placeholders.check_name` allows may be reserved by Windows, or
+    too long in bytes.
+    """
+    if problem := _problem_with(unicodedata.normalize("NFC", name)):
+        raise SeFiError(
+            f"an identity cannot be saved under the name {quoted(name)}, {problem}: give it "
+            "another name, for example anna_2"
+        )
 
 
 def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new number") -> Path:
@@ -102,29 +125,30 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
     If it holds anything else, ``if_exists`` decides: "new number" saves as ``anna_2``, ``anna_3``
     ..., "overwrite" replaces it, "error" refuses.
 
-    The content is written to a temporary file beside the target and moved into place when it is
-    safe on the disk, so a file is there whole or not at all, and other processes may save at the
-    same time. Raises :class:`SeFiError`, and leaves existing files as they are, if the name is
-    refused or the disk cannot take the file.
+    The file is there whole or not at all, with or without hard links, and other processes may save
+    at the same time. Raises :class:`SeFiError`, and leaves existing files as they are, if the name
+    is refused, something else than a file is to be overwritten or the disk cannot take the file.
     """
     target = _target(_save_folder(), file_name or identity.name)
     content = to_bytes(identity)
-    overwrite = if_exists == "overwrite"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         for path in _numbered(target):
             try:
-                if not (overwrite and _holds(path, identity)):
-                    _write(path, content, overwrite)
+                write_whole(path, content)
                 return path
             except FileExistsError as error:
                 if _holds(path, identity):
+                    remove_leftovers(path.parent)
                     return path
                 if if_exists == "error":
                     raise SeFiError(
                         f"the file {path} exists already and holds something else: give another "
                         'file name, or set if_exists to "new number" or "overwrite"'
                     ) from error
+            if if_exists == "overwrite":
+                write_whole(path, content, overwrite=True)
+                return path
     except OSError as error:
         raise SeFiError(
             f"the identity {identity.name} could not be saved as {target} "
@@ -138,29 +162,58 @@ def _save_folder() -> Path:
 
 
 def _checked_relative(name: str) -> str:
-    """``name`` with ``/`` between its parts and no extension; raises if it is not a tame path."""
-    relative = name.replace("\\", "/")
+    """``name`` in form NFC, with ``/`` between its parts and no extension; raises if not tame."""
+    relative = unicodedata.normalize("NFC", name).replace("\\", "/")
     if relative.lower().endswith(EXTENSION):
         relative = relative[: -len(EXTENSION)]
-    problem = None
-    if not relative.isprintable() or _FORBIDDEN.search(relative):
-        problem = "it has characters that file names cannot have everywhere"
-    elif len(relative.encode()) > MAX_FILE_NAME_BYTES:
-        problem = f"it is longer than {MAX_FILE_NAME_BYTES} bytes"
-    else:
-        for part in relative.split("/"):
-            if not part or part.startswith("."):
-                problem = "it leads out of the folder or to a hidden file"
-            elif part != part.strip() or part.endswith("."):
-                problem = "a part of it begins or ends with a space or ends with a dot"
-            elif _RESERVED_BY_WINDOWS.match(part):
-                problem = f"Windows keeps the name {part} for itself"
-    if problem:
+    if problem := _problem_with(relative):
         raise SeFiError(
             f"the file name {quoted(name)} is refused, {problem}: give a plain name such as anna "
             "or people/anna"
         )
     return relative
+
+
+def _problem_with(relative: str) -> str:
+    """Why a path, without extension, cannot be a file on every system; "" if it can."""
+    if not without_joiners(relative).isprintable() or _FORBIDDEN.search(relative):
+        return "it has characters that file names cannot have everywhere"
+    if len(relative.encode()) > MAX_FILE_NAME_BYTES:
+        return f"it is longer than {MAX_FILE_NAME_BYTES} bytes"
+    for part in relative.split("/"):
+        if not part or part.startswith("."):
+            return "it leads out of the folder or to a hidden file"
+        if part != part.strip() or part.endswith("."):
+            return "a part of it begins or ends with a space or ends with a dot"
+        if _RESERVED_BY_WINDOWS.match(part):
+            return f"Windows keeps the name {part} for itself"
+    return ""
+
+
+def _as_spelled_on_disk(folder: Path, relative: str) -> Path:
+    """The path below ``folder`` that ``relative`` names: systems write accents in two ways."""
+    path = folder
+    for part in relative.split("/"):
+        names = [part]
+        if not os.path.lexists(path / part):
+            with suppress(OSError):
+                composed = unicodedata.normalize("NFC", part)
+                names += [
+                    n for n in os.listdir(path) if unicodedata.normalize("NFC", n) == composed
+                ]
+        path /= names[-1]
+    return path
+
+
+def _check_absent(path: Path) -> None:
+    """Raise :class:`SeFiError` if there is something at ``path``, or if one may not look."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (OSError, ValueError):
+        return
+    raise not_a_plain_file(path)
 
 
 def _target(folder: Path, name: str) -> Path:
@@ -189,47 +242,15 @@ def _holds(path: Path, identity: Identity) -> bool:
         return False
 
 
-def _write(path: Path, content: bytes, overwrite: bool) -> None:
-    """Write a whole file or nothing; FileExistsError if it is there and must stay."""
-    if not overwrite and os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    # Not made by tempfile, whose files only their owner can read.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _move_without_overwriting(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _move_without_overwriting(temporary: Path, target: Path) -> None:
-    """As os.replace, but raises FileExistsError if the target exists, even if only just now."""
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # No hard links on this file system: reserve the name with an empty file, then replace it.
-        with open(target, "xb"):
-            pass
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            target.unlink()
-            raise
-
-
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG):
         return "free some space on the disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "make the folder writable"
+        return f"make the folder writable, and {LOCK} in it if there is one"
+    if error.errno == errno.EBUSY:
+        return "wait until the other program has saved"
+    if error.errno == getattr(errno, "ENOLCK", None):
+        return "let the network drive lock files, or give another folder in extra_model_paths.yaml"
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return "move away the file or folder that is in its place"
     if error.errno == errno.ENAMETOOLONG:

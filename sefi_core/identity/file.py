@@ -7,6 +7,8 @@ and 6 KB more for each further one.
   ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON) and ``checksum``, the SHA-256 of
   all other metadata and all tensors. The checksum is the same in every format version. Without
   ``kind`` the file is of the kind "tokens", the first there was.
+
+The same identity always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,30 +16,57 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from ..errors import SeFiError, quoted
 from ..images import rgb_tensor
+from .content import MAX_FILE_BYTES, read_content
 from .identity import MAX_THUMBNAIL_SIDE, Identity
 
 FORMAT = "sefi-identity"
 
 FORMAT_VERSION = 1
 
-# What Pillow raises for a broken or huge PNG.
-_PNG_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+MAX_HEADER_BYTES = 2**20
+"""Of the safetensors header: all metadata, and the names and shapes of the tensors."""
+
+MAX_THUMBNAIL_BYTES = 2**20
+"""Of the PNG, several times what its pixels need."""
+
+MAX_VERSION_DIGITS = 9
+
+READ_AGAIN_SECONDS = 0.1
+"""How long a file that looks broken may be in the middle of being written."""
+
+READ_AGAIN_TIMES = 20
+"""How often a file is read that changes all the time."""
 
 
 def to_bytes(identity: Identity) -> bytes:
-    """An identity as the content of a safetensors file."""
+    """An identity as the content of a safetensors file, always the same for the same identity.
+
+    Raises :class:`SeFiError` if it is larger than what :func:`read_identity` reads.
+    """
     tensors, metadata = _tensors(identity), _metadata(identity)
-    return safetensors.torch.save(tensors, metadata | {"checksum": _checksum(metadata, tensors)})
+    content = safetensors.torch.save(tensors, metadata | {"checksum": _checksum(metadata, tensors)})
+    header, data = _split(content)
+    # safetensors writes the metadata in any order.
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES or 8 + len(text) + len(data) > MAX_FILE_BYTES:
+        raise SeFiError(
+            f"the identity {identity.name} is too large to be saved, its file may have "
+            f"{MAX_FILE_BYTES // 2**20} MiB and {MAX_HEADER_BYTES // 2**20} MiB of training "
+            "settings: train it with fewer stages, vectors or templates"
+        )
+    return len(text).to_bytes(8, "little") + text + data
 
 
 def read_identity(path: str | Path) -> Identity:
@@ -46,33 +75,52 @@ def read_identity(path: str | Path) -> Identity:
     Raises :class:`SeFiError`, one sentence that names the file and the remedy, if it is missing,
     unreadable, truncated, changed in any bit, another kind of file, of a newer format version, or
     holds non-finite values or inconsistent shapes.
+
+    The file is read into memory once, so what comes out is one version of it, whoever writes it
+    meanwhile. A file that is being written is waited for, for two seconds at most.
     """
     path = Path(path)
+    content = read_content(path)
+    for _ in range(READ_AGAIN_TIMES):
+        try:
+            return from_bytes(content.data, path)
+        except SeFiError:
+            # Copying over a file, or writing in it, leaves it broken for a moment.
+            time.sleep(READ_AGAIN_SECONDS)
+            again = read_content(path)
+            if again == content:
+                raise
+            content = again
+    raise SeFiError(
+        f"the identity file {path} is being written by another program all the time: wait until "
+        "that has ended, then load it again"
+    )
+
+
+def from_bytes(content: bytes, path: Path) -> Identity:
+    """The identity in the content of a file, which is called ``path`` in errors.
+
+    Raises :class:`SeFiError` as :func:`read_identity` does.
+    """
+    if MAX_HEADER_BYTES < _header_length(content) <= len(content) - 8:
+        raise _foreign(path, [])
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            if metadata.get("format") != FORMAT:
-                raise _foreign(path, names)
-            tensors = {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError as error:
-        raise SeFiError(
-            f"the identity file {path} is not there: press R to refresh the lists and choose "
-            "another, or save the identity again"
-        ) from error
-    except OSError as error:
-        raise SeFiError(
-            f"the identity file {path} cannot be read ({error.strerror or error}): check that it "
-            "is a file and that you may open it"
-        ) from error
-    except SafetensorError as error:
+        header, _ = _split(content)
+        metadata = _metadata_in(header)
+    except (AttributeError, ValueError, RecursionError) as error:
+        raise _damaged(path, "it is cut off or is no safetensors file") from error
+    if metadata.get("format") != FORMAT:
+        raise _foreign(path, [name for name in header if name != "__metadata__"])
+    try:
+        tensors = safetensors.torch.load(content)
+    except Exception as error:  # whatever safetensors and torch say to a header that lies
         raise _damaged(path, "it is cut off or is no safetensors file") from error
 
     checksum = metadata.pop("checksum", "")
     if checksum != _checksum(metadata, tensors):
         raise _damaged(path, "its content does not match its checksum")
     version = metadata.get("format_version", "")
-    if version.isdecimal() and int(version) > FORMAT_VERSION:
+    if _is_number(version) and int(version) > FORMAT_VERSION:
         raise SeFiError(
             f"the identity file {path} has format version {version} and this SeFi-IDE reads "
             f"versions up to {FORMAT_VERSION}: update SeFi-IDE to load it"
@@ -92,6 +140,30 @@ def read_identity(path: str | Path) -> Identity:
     if _metadata(identity) != metadata:
         raise _damaged(path, "its metadata does not describe its tensors")
     return identity
+
+
+def _header_length(content: bytes) -> int:
+    return int.from_bytes(content[:8], "little")
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """A safetensors file's header and its data; ValueError or RecursionError if it has none."""
+    length = _header_length(content)
+    if not 2 <= length <= len(content) - 8:
+        raise ValueError(f"a header of {length} bytes")
+    return json.loads(content[8 : 8 + length].decode()), content[8 + length :]
+
+
+def _metadata_in(header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.get("__metadata__", {})
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("metadata that is no text")
+    return metadata
+
+
+def _is_number(text: str) -> bool:
+    """Whether ``int(text)`` gives a number, and soon."""
+    return text.isdecimal() and len(text) <= MAX_VERSION_DIGITS
 
 
 def _metadata(identity: Identity) -> dict[str, str]:
@@ -137,12 +209,14 @@ def _parse(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> 
 
 
 def _decode_png(data: torch.Tensor) -> torch.Tensor:
+    if data.nbytes > MAX_THUMBNAIL_BYTES:
+        raise SeFiError(f"its thumbnail has more than {MAX_THUMBNAIL_BYTES // 2**20} MiB")
     try:
         with Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"]) as picture:
             if max(picture.size) > MAX_THUMBNAIL_SIDE:
                 raise ValueError(f"{picture.size} pixels")
             return rgb_tensor(picture.convert("RGB"))
-    except _PNG_ERRORS as error:
+    except Exception as error:  # Pillow raises a dozen kinds for chunks that lie
         raise SeFiError("its thumbnail is no small PNG picture") from error
 
 

@@ -14,11 +14,18 @@ from PIL import Image
 from ..errors import SeFiError, quoted
 from ..families import label_of
 from ..images import pixels_of, rgb_tensor
-from ..stages import TRAINING_TIMESTEPS
 from ..text.placeholders import check_class_word, check_name, placeholder_of
 
 MAX_VECTORS = 75
 """A prompt chunk of CLIP has room for 75 tokens, and the placeholder must fit into one."""
+
+MAX_STAGES = 100
+MAX_ENCODERS = 4
+MAX_WIDTH = 8192
+"""Several times what any training or text encoder has; a file may say anything."""
+
+MAX_NESTING = 20
+"""How deep the lists and dicts of the training settings may nest."""
 
 THUMBNAIL_SIDE = 64
 MAX_THUMBNAIL_SIDE = 256
@@ -74,7 +81,9 @@ class Identity:
             )
         try:
             training = json.loads(json.dumps(dict(self.training), allow_nan=False))
-        except (TypeError, ValueError) as error:
+            if _nests_deeper(training, MAX_NESTING):
+                raise ValueError(f"more than {MAX_NESTING} lists within each other")
+        except (TypeError, ValueError, RecursionError) as error:
             raise SeFiError(
                 f"the training settings of the identity {self.name} cannot be stored as JSON "
                 f"({error}); use plain finite numbers, texts and lists"
@@ -150,6 +159,11 @@ def _private_embeddings(
     """Checked float32 CPU copies, sorted by encoder, that no inference mode clings to."""
     if not isinstance(embeddings, Mapping) or not embeddings:
         raise SeFiError(f"the identity has no {role}: train it again")
+    if len(embeddings) > MAX_ENCODERS:
+        raise SeFiError(
+            f"the {role} are of {len(embeddings)} text encoders where at most {MAX_ENCODERS} are "
+            "possible; train the identity again"
+        )
     copies = {}
     for encoder, tensor in sorted(embeddings.items()):
         if not _TOKEN.fullmatch(encoder):
@@ -160,11 +174,12 @@ def _private_embeddings(
                 f"{tensor.dtype} where (stages, vectors, width) of floats is needed; train the "
                 "identity again"
             )
-        stages, vectors, _ = tensor.shape
-        if stages > TRAINING_TIMESTEPS or vectors > MAX_VECTORS:
+        stages, vectors, width = tensor.shape
+        if stages > MAX_STAGES or vectors > MAX_VECTORS or width > MAX_WIDTH:
             raise SeFiError(
-                f"the {role} have {stages} stages and {vectors} vectors per token where at most "
-                f"{TRAINING_TIMESTEPS} and {MAX_VECTORS} are possible; train the identity again"
+                f"the {role} have {stages} stages and {vectors} vectors per token of width {width} "
+                f"where at most {MAX_STAGES}, {MAX_VECTORS} and {MAX_WIDTH} are possible; train "
+                "the identity again"
             )
         with torch.inference_mode(False):
             copy = tensor.detach().to("cpu", torch.float32)
@@ -188,6 +203,14 @@ def _private_thumbnail(thumbnail: torch.Tensor) -> torch.Tensor:
         )
     with torch.inference_mode(False):
         return thumbnail.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+
+
+def _nests_deeper(value: object, levels: int) -> bool:
+    """Whether dicts and lists nest deeper than ``levels``."""
+    if not isinstance(value, (dict, list)):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_nests_deeper(child, levels - 1) for child in children)
 
 
 def _shapes(embeddings: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 A placeholder is a name in angle brackets; a name has letters (of any script, with their marks),
 digits, ``_`` and ``-``, and its case counts. So LoRA tags such as ``<lora:anna:1>`` are no
 placeholders. Names are compared in Unicode's form NFC, as an accent may be a character of its own.
+The invisible joiners (U+200C, U+200D) may stand where Persian, Sinhala and others need them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MAX_CLASS_WORD_LENGTH = 64
 TEMPLATE_PLACEHOLDER = "<name>"
 """Stands in training templates for the placeholder of whichever identity is being trained."""
 
+_JOINERS = "\u200c\u200d"
+_VIRAMA = 9
+"""Unicode's combining class of the signs that join two letters in the scripts of India."""
+
 _PLACEHOLDER = re.compile(r"<([^<>]+)>")
 
 
@@ -34,7 +39,7 @@ class Placeholder(NamedTuple):
 def check_name(name: str) -> str:
     """``name`` in form NFC if it can be the name of an identity, else raise :class:`SeFiError`."""
     name = unicodedata.normalize("NFC", name) if isinstance(name, str) else ""
-    if not name or not all(map(_may_be_in_a_name, name)):
+    if not all(map(_may_be_in_a_name, without_joiners(name) or " ")):
         raise SeFiError(
             f"the name {quoted(name)} cannot be used: give a name of letters, digits, _ and - "
             "only, without spaces or brackets, for example anna or anna_2"
@@ -44,6 +49,19 @@ def check_name(name: str) -> str:
             f"the name has {len(name)} characters: give one of at most {MAX_NAME_LENGTH}"
         )
     return name
+
+
+def without_joiners(text: str) -> str:
+    """``text`` without the joiners that change how their neighbours are drawn.
+
+    Those that stand anywhere else stay: nobody could see them.
+    """
+    around = f" {text} "
+    return "".join(
+        character
+        for before, character, after in zip(around, text, around[2:], strict=False)
+        if character not in _JOINERS or not _joins(before, after)
+    )
 
 
 def check_class_word(class_word: str) -> str:
@@ -108,3 +126,13 @@ def expand_template(template: str, name: str) -> str:
 def _may_be_in_a_name(character: str) -> bool:
     is_mark = unicodedata.category(character).startswith("M")  # as vowels of Hindi and Thai are
     return character.isalnum() or is_mark or character in "_-"
+
+
+def _joins(before: str, after: str) -> bool:
+    """Whether a joiner between the two is of use, roughly as in Unicode's UAX 31: inside a word of
+    Arabic letters with their marks, or beside a virama."""
+    if not _may_be_in_a_name(before):
+        return False
+    if _VIRAMA in (unicodedata.combining(before), unicodedata.combining(after)):
+        return True
+    return unicodedata.bidirectional(before) in ("AL", "NSM") and _may_be_in_a_name(after)

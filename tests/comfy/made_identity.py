@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.sefi_core.identity.saving import LOCK
 
 
 def make_identity(name="anna", value=1.0, width=768, thumbnail=None) -> Identity:
@@ -14,5 +15,6 @@ def make_identity(name="anna", value=1.0, width=768, thumbnail=None) -> Identity
 
 
 def files_in(folder: Path) -> list[str]:
-    """Everything below a folder, temporary leftovers included."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    """Everything below a folder, temporary leftovers included but not the savers' lock."""
+    paths = (path for path in folder.rglob("*") if path.name != LOCK)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)

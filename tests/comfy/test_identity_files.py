@@ -107,10 +107,24 @@ class TestSave:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "replace", full)
+        monkeypatch.setattr(os, "rename", full)
         with pytest.raises(SeFiError, match="free some space"):
             library.save_identity(make_identity(value=3))
         assert files_in(folder) == ["anna.safetensors", "anna_2.safetensors"]
+
+    def test_without_hard_links_another_file_is_not_destroyed(self, folder, monkeypatch):
+        """Somebody else's file comes at the worst moment."""
+        path = folder / "anna.safetensors"
+
+        def too_late(*_):
+            path.write_bytes(b"precious")
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", too_late)
+        with pytest.raises(SeFiError, match="exists already"):
+            library.save_identity(make_identity(), if_exists="error")
+        assert path.read_bytes() == b"precious"
+        assert files_in(folder) == ["anna.safetensors"]
 
 
 class TestNames:
@@ -121,7 +135,7 @@ class TestNames:
             "C:\\anna", "c:anna", "\\\\server\\share\\anna", "people//anna", "people/", "~/../anna",
             "CON", "nul", "people/COM1", "lpt9.anna", "AUX .x", "com¹", "anna\0", "anna\n", "a*",
             "a|b", "anna:stream", "anna.", "anna ", " anna", ".hidden", ".git/anna", ".safetensors",
-            "x" * 200, "é" * 100, "a/" * 100 + "a", "\ud800",
+            "x" * 200, "é" * 100, "a/" * 100 + "a", "\ud800", "an\u200cna", "\u200d", "a\u200eb",
         ],
     )  # fmt: skip
     def test_refused(self, folder, tmp_path, name):
@@ -129,6 +143,42 @@ class TestNames:
             with pytest.raises(SeFiError, match="is refused.*: give a "):
                 library.save_identity(make_identity(), name, if_exists)
         assert files_in(tmp_path) == []
+
+    def test_accents_are_one_character_on_the_disk(self, folder):
+        library.save_identity(make_identity(), "fe\u0301/Jose\u0301")
+        assert files_in(folder) == ["f\u00e9", "f\u00e9/Jos\u00e9.safetensors"]
+        for name in ("f\u00e9/Jos\u00e9.safetensors", "fe\u0301\\Jose\u0301.safetensors"):
+            assert library.load_identity(name).name == "anna"
+
+    def test_files_of_systems_that_write_accents_as_two_characters(self, folder):
+        composed, decomposed = "Jos\u00e9.safetensors", "Jose\u0301.safetensors"
+        path = library.save_identity(make_identity("two"))
+        path.rename(folder / decomposed)
+        assert library.identity_files() == [composed]
+        assert library.load_identity(composed).name == "two"
+        library.save_identity(make_identity("one"), "Jos\u00e9")
+        assert library.identity_files() == sorted([composed, decomposed])
+        assert library.load_identity(composed).name == "one"
+        assert library.load_identity(decomposed).name == "two"
+
+    def test_joiners_of_persian_and_sinhala(self, folder):
+        name = "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627"
+        library.save_identity(make_identity(name))
+        assert library.identity_files() == [f"{name}.safetensors"]
+        assert library.load_identity(f"{name}.safetensors").placeholder == f"<{name}>"
+
+    @pytest.mark.parametrize("name", ["CON", "nul", "com1", "LPT\u00b9", "\U00010400" * 64])
+    def test_names_that_could_be_learned_but_not_saved(self, folder, name):
+        assert make_identity(name).name == name
+        with pytest.raises(SeFiError, match="cannot be saved under the name .*: give it another"):
+            library.check_saveable_name(name)
+        with pytest.raises(SeFiError, match="is refused"):
+            library.save_identity(make_identity(name))
+
+    def test_names_that_can_be_saved(self, folder):
+        for name in ("anna", "Jose\u0301", "CONNY", "x" * 64, "\u5b89" * 60):
+            library.check_saveable_name(name)
+            library.save_identity(make_identity(name))
 
     def test_a_link_out_of_the_folder_is_refused(self, folder, tmp_path):
         folder.mkdir(parents=True)
@@ -168,11 +218,27 @@ class TestLoad:
         for name in ("../../anna.safetensors", str(outside), "C:\\anna.safetensors", "..\\x"):
             with pytest.raises(SeFiError, match="refused"):
                 library.load_identity(name)
-        for name in ("anna.safetensors", "anna\0.safetensors", "people"):
+        for name in ("anna.safetensors", "anna\0.safetensors", "\ud800", "people"):
             with pytest.raises(SeFiError, match="is not in .* press R"):
                 library.load_identity(name)
         with pytest.raises(SeFiError, match="no identity file to load: train"):
             library.load_identity("")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_what_is_no_file_is_not_said_to_be_absent(self, folder):
+        (folder / "people").mkdir(parents=True)
+        os.mkfifo(folder / "anna.safetensors")
+        for name in ("people", "anna.safetensors"):
+            with pytest.raises(SeFiError, match=f"{name} cannot be read, it is a folder, a pipe"):
+                library.load_identity(name)
+
+    def test_a_huge_file_is_refused_before_it_is_hashed(self, folder):
+        folder.mkdir(parents=True)
+        (folder / "anna.safetensors").touch()
+        os.truncate(folder / "anna.safetensors", 2**40)  # of holes
+        for read in (library.load_identity, library.fingerprint):
+            with pytest.raises(SeFiError, match="1048576 MiB .*: choose a file"):
+                read("anna.safetensors")
 
     def test_workflows_from_windows(self, folder):
         library.save_identity(make_identity(), "people/anna")

@@ -54,13 +54,27 @@ class IdentitySink(io.ComfyNode):
         return io.NodeOutput()
 
 
+class Text(io.ComfyNode):
+    """A file name that comes through a link."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestText", inputs=[io.String.Input("text")], outputs=[io.String.Output()]
+        )
+
+    @classmethod
+    def execute(cls, text):
+        return io.NodeOutput(text)
+
+
 class TestInTheGraph:
     """Through ComfyUI's own validation, execution and cache."""
 
     @pytest.fixture
     def queue(self, folder, monkeypatch):
         """Validates and runs a graph; returns validation errors or the UI output of each node."""
-        for node in (SeFiSaveIdentity, SeFiLoadIdentity, IdentitySource, IdentitySink):
+        for node in (SeFiSaveIdentity, SeFiLoadIdentity, IdentitySource, IdentitySink, Text):
             monkeypatch.setitem(
                 execution.nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node
             )
@@ -102,6 +116,25 @@ class TestInTheGraph:
         shown = queue(graph)
         assert IdentitySink.arrived == [("anna", 3.0)]
         assert list(shown["2"]["text"]) == [f"<anna>: {folder / 'anna.safetensors'}"]
+
+    @pytest.mark.parametrize("file_name", ["people/anna", ["4", 0]])
+    def test_a_saved_file_that_is_gone_is_written_again_and_only_then(
+        self, folder, queue, file_name
+    ):
+        settings = {"identity": ["1", 0], "file_name": file_name, "if_exists": "new number"}
+        graph = {
+            "1": ("TestIdentitySource", {"value": 3}),
+            "2": ("SeFiSaveIdentity", settings),
+            "3": ("TestIdentitySink", {"identity": ["2", 0]}),
+            "4": ("TestText", {"text": "people/anna"}),
+        }
+        path = folder / "people" / "anna.safetensors"
+        for times in (1, 2, 3):
+            for _ in range(3):
+                queue(graph)
+                assert library.load_identity("people/anna.safetensors").name == "anna"
+            assert len(IdentitySink.arrived) == times
+            path.unlink()
 
     def test_a_changed_file_is_read_again_and_only_then(self, folder, queue):
         library.save_identity(make_identity(value=1))

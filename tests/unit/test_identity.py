@@ -3,6 +3,8 @@ import json
 import os
 import random
 import re
+import struct
+import zlib
 
 import pytest
 import safetensors.torch
@@ -10,8 +12,22 @@ import torch
 from safetensors import safe_open
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity import file as identity_file
-from sefi_ide.sefi_core.identity.file import read_identity, to_bytes
-from sefi_ide.sefi_core.identity.identity import MAX_THUMBNAIL_SIDE, Identity, thumbnail_of
+from sefi_ide.sefi_core.identity.content import MAX_FILE_BYTES
+from sefi_ide.sefi_core.identity.file import (
+    MAX_HEADER_BYTES,
+    MAX_THUMBNAIL_BYTES,
+    from_bytes,
+    read_identity,
+    to_bytes,
+)
+from sefi_ide.sefi_core.identity.identity import (
+    MAX_ENCODERS,
+    MAX_STAGES,
+    MAX_THUMBNAIL_SIDE,
+    MAX_WIDTH,
+    Identity,
+    thumbnail_of,
+)
 
 
 def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identity:
@@ -33,6 +49,12 @@ def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identi
         "thumbnail": torch.randint(0, 256, (64, 48, 3), generator=generator, dtype=torch.uint8),
     }
     return Identity(**fields | changes)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Broken files are read again at once."""
+    monkeypatch.setattr(identity_file, "READ_AGAIN_SECONDS", 0)
 
 
 @pytest.fixture
@@ -104,6 +126,17 @@ class TestRoundTrip:
         assert (metadata["stages"], metadata["vectors"]) == ("5", "1")
         assert json.loads(metadata["training"])["steps"] == 200
 
+    def test_the_same_identity_gives_the_same_bytes(self):
+        identity = make_identity(widths={"l": 8, "g": 12})
+        swapped = {
+            role: dict(reversed(getattr(identity, role).items()))
+            for role in ("key_vectors", "value_vectors", "training")
+        }
+        contents = {to_bytes(identity) for _ in range(8)}
+        contents.add(to_bytes(dataclasses.replace(identity, **swapped)))
+        contents.add(to_bytes(from_bytes(min(contents), "anna.safetensors")))
+        assert len(contents) == 1
+
     def test_identities_made_in_inference_mode_can_be_trained_on(self, write):
         with torch.inference_mode():
             made = make_identity(widths={"l": 8})
@@ -161,23 +194,21 @@ class TestDamage:
         positions = list(range(header * 8))  # every bit of the header: metadata, names, shapes
         positions += random.Random(0).sample(range(header * 8, len(content) * 8), 400)
         path = write(content)
-        with open(path, "r+b", buffering=0) as file:
-            for position in positions:
-                byte, bit = divmod(position, 8)
-                os.pwrite(file.fileno(), bytes([content[byte] ^ 1 << bit]), byte)
-                with pytest.raises(SeFiError) as caught:
-                    read_identity(path)
-                os.pwrite(file.fileno(), content[byte : byte + 1], byte)
-                assert_one_clear_sentence(caught.value, path)
-        assert read_identity(path).name == "anna"
+        for position in positions:
+            byte, bit = divmod(position, 8)
+            changed = bytearray(content)
+            changed[byte] ^= 1 << bit
+            with pytest.raises(SeFiError) as caught:
+                from_bytes(bytes(changed), path)
+            assert_one_clear_sentence(caught.value, path)
+        assert from_bytes(content, path).name == "anna"
 
     def test_no_truncation_goes_unseen(self, write):
         content = to_bytes(make_identity(widths={"l": 24}))
         path = write(content)
         for length in [0, 1, 7, 8, 9, *random.Random(0).sample(range(len(content)), 100)]:
-            path.write_bytes(content[:length])
             with pytest.raises(SeFiError) as caught:
-                read_identity(path)
+                from_bytes(content[:length], path)
             assert_one_clear_sentence(caught.value, path)
 
     def test_appended_bytes_are_seen(self, write):
@@ -196,9 +227,91 @@ class TestDamage:
         with pytest.raises(SeFiError, match="is not there") as caught:
             read_identity(missing)
         assert_one_clear_sentence(caught.value, missing)
-        with pytest.raises(SeFiError, match="cannot be read|damaged") as caught:
+        with pytest.raises(SeFiError, match="a folder, a pipe or a device") as caught:
             read_identity(tmp_path)
-        assert str(tmp_path) in str(caught.value)
+        assert_one_clear_sentence(caught.value, tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        pipe = tmp_path / "anna.safetensors"
+        os.mkfifo(pipe)
+        with pytest.raises(SeFiError, match="a folder, a pipe or a device") as caught:
+            read_identity(pipe)
+        assert_one_clear_sentence(caught.value, pipe)
+
+
+class TestFilesThatChange:
+    """The file changes between one read and the next; test_identity_disk has real writers."""
+
+    def test_a_file_in_the_middle_of_being_written_is_waited_for(self, write, monkeypatch):
+        content = to_bytes(make_identity())
+        path = write(b"")
+        versions = [content[:8], content[:900], content]
+        monkeypatch.setattr("time.sleep", lambda _: path.write_bytes(versions.pop(0)))
+        assert read_identity(path).same_content(make_identity())
+        assert versions == []
+
+    def test_one_that_never_comes_to_rest_is_not_called_damaged(self, write, monkeypatch):
+        path = write(b"0")
+        monkeypatch.setattr("time.sleep", lambda _: path.write_bytes(path.read_bytes() + b"0"))
+        with pytest.raises(SeFiError, match="being written by another program") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    def test_a_whole_file_is_opened_once(self, write, monkeypatch):
+        path = write(to_bytes(make_identity()))
+        opened, really_open = [], os.open
+        monkeypatch.setattr(os, "open", lambda *args: opened.append(args) or really_open(*args))
+        read_identity(path)
+        assert len(opened) == 1
+
+
+class TestSize:
+    def test_a_huge_file_is_refused_unread(self, write):
+        path = write(b"x")
+        os.truncate(path, 2**40)  # of holes
+        with pytest.raises(SeFiError, match="1048576 MiB .* at most 64: choose") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    def test_a_huge_header_is_refused_unparsed(self, write, monkeypatch):
+        metadata = {"format": "pt", "ss_tag_frequency": "x" * MAX_HEADER_BYTES}
+        path = write({"lora_up": torch.ones(1)}, metadata)
+        monkeypatch.setattr(json, "loads", None)
+        with pytest.raises(SeFiError, match="no SeFi identity") as caught:
+            read_identity(path)
+        assert_one_clear_sentence(caught.value, path)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"widths": {"l": MAX_WIDTH}, "stages": 20, "vectors": 75},
+            {"training": {"note": "x" * MAX_HEADER_BYTES}},
+        ],
+    )
+    def test_what_could_not_be_read_again_is_not_written(self, changes):
+        with pytest.raises(SeFiError, match="anna is too large to be saved"):
+            to_bytes(make_identity(**changes))
+
+    def test_the_limits_themselves(self, write):
+        widths = {"l": 8, "g": MAX_WIDTH, "h": 8, "t5": 8}
+        assert len(widths) == MAX_ENCODERS
+        identity = make_identity(widths=widths, stages=MAX_STAGES)
+        content = to_bytes(identity)
+        assert len(content) < MAX_FILE_BYTES
+        assert read_identity(write(content)).same_content(identity)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"stages": MAX_STAGES + 1, "widths": {"l": 4}},
+            {"widths": {"l": MAX_WIDTH + 1}},
+            {"widths": dict.fromkeys("abcde", 4)},
+        ],
+    )
+    def test_beyond_the_limits(self, changes):
+        with pytest.raises(SeFiError, match="at most .* possible; train"):
+            make_identity(**changes)
 
 
 class TestForeignFiles:
@@ -263,6 +376,10 @@ class TestCraftedFiles:
             {"keys.l": None, "values.l": None},
             {"thumbnail": torch.zeros(10, dtype=torch.uint8)},
             {"thumbnail": torch.zeros(3)},
+            {"thumbnail": torch.zeros(MAX_THUMBNAIL_BYTES + 1, dtype=torch.uint8)},
+            {"keys.l": torch.ones(101, 1, 4), "values.l": torch.ones(101, 1, 4)},
+            {"keys.l": torch.ones(1, 1, 8193), "values.l": torch.ones(1, 1, 8193)},
+            {f"{role}.{e}": torch.ones(5, 1, 4) for role in ("keys", "values") for e in "abcd"},
         ],
     )
     def test_bad_tensors(self, write, change):
@@ -291,6 +408,11 @@ class TestCraftedFiles:
             {"training": "NaN"},
             {"training": '{"loss": NaN}'},
             {"training": "[" * 100_000},
+            {"training": '{"a": ' + "[" * 30 + "]" * 30 + "}"},
+            {"training": '{"a": ' + "[" * 900 + "]" * 900 + "}"},
+            {"training": '{"a": ' + "9" * 5000 + "}"},
+            {"format_version": "9" * 5000},
+            {"format_version": "²"},
             {"format_version": "0"},
             {"format_version": "one"},
             {"format_version": None},
@@ -304,6 +426,45 @@ class TestCraftedFiles:
         with pytest.raises(SeFiError, match="damaged") as caught:
             read_identity(path)
         assert_one_clear_sentence(caught.value, path)
+
+    @pytest.mark.parametrize(
+        "kind", [b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"acTL", b"fcTL"]
+    )
+    @pytest.mark.parametrize("data", [b"", b"\0", b"\0" * 5, b"\xff" * 26, b"a\0\0", b"a\0\1x"])
+    def test_thumbnails_with_chunks_that_lie(self, write, kind, data):
+        """Either there is a picture, or a sentence: nothing else comes out."""
+        tensors, metadata = parts_of(make_identity())
+        png = bytes(tensors["thumbnail"].tolist())
+        chunk = (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+        content = bytearray(png[:33] + chunk + png[33:])
+        tensors["thumbnail"] = torch.frombuffer(content, dtype=torch.uint8)
+        path = write(sealed(tensors, metadata))
+        try:
+            assert read_identity(path).thumbnail.shape == (64, 48, 3)
+        except SeFiError as error:
+            assert "its thumbnail is no small PNG picture" in str(error)
+            assert_one_clear_sentence(error, path)
+
+    def test_headers_that_lie(self, write):
+        """Whatever the header says, with a body of 8 bytes."""
+        for header in (
+            "[]", "{}x", "1", "[" * 9999,
+            '{"__metadata__": null}', '{"__metadata__": {"format": 1}}',
+            '{"__metadata__": {"format": "sefi-identity"}, "a": 1}',
+            '{"__metadata__": {"format": "sefi-identity"}, "a": {"dtype": "F4", "shape": [16], '
+            '"data_offsets": [0, 8]}}',
+            '{"__metadata__": {"format": "sefi-identity"}, "a": {"dtype": "F32", "shape": [3], '
+            '"data_offsets": [0, 8]}}',
+            '{"__metadata__": {"format": "sefi-identity"}, "a": {"dtype": "U8", "shape": '
+            '[4294967296, 4294967296, 8], "data_offsets": [0, 8]}}',
+        ):  # fmt: skip
+            text = header.encode()
+            path = write(len(text).to_bytes(8, "little") + text + bytes(8))
+            with pytest.raises(SeFiError, match="damaged|no SeFi identity") as caught:
+                read_identity(path)
+            assert_one_clear_sentence(caught.value, path)
 
 
 class TestFit:

@@ -11,7 +11,23 @@ from sefi_ide.sefi_core.text.placeholders import (
 
 @pytest.mark.parametrize(
     "name",
-    ["anna", "Anna_2", "a-b", "1", "José", "анна", "安娜", "अन्ना", "แอนนา", "x" * 64],
+    [
+        "anna",
+        "Anna_2",
+        "a-b",
+        "1",
+        "José",
+        "анна",
+        "安娜",
+        "अन्ना",
+        "แอนนา",
+        "x" * 64,
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",  # Persian Ali-Reza
+        "\u0dc1\u0dca\u200d\u0dbb\u0dd3",  # Sinhala Shri
+        "\u09b0\u200d\u09cd\u09af\u09be\u09ac",  # Bengali, before the virama
+        "\u0d05\u0d35\u0d28\u0d4d\u200d",  # Malayalam, at the end
+        "\u0646\u0648\u0631\u0650\u200c\u0627",  # behind a vowel sign
+    ],
 )
 def test_names_and_their_placeholders(name):
     assert check_name(name) == name
@@ -31,7 +47,30 @@ def test_an_accent_may_be_a_character_of_its_own():
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "an na", "anna\n", "<anna>", "a:b", "../anna", "a/b", "a.b", "x" * 65, "a\0b", None],
+    [
+        "",
+        " ",
+        "an na",
+        "anna\n",
+        "<anna>",
+        "a:b",
+        "../anna",
+        "a/b",
+        "a.b",
+        "x" * 65,
+        "a\0b",
+        None,
+        "\u200c",
+        "\u200danna",
+        "an\u200cna",
+        "anna\u200d",
+        "\u200c\u0dca",
+        "\u06cc\u200c",
+        "\u0639\u200c\u200c\u0644",
+        "\u0dca\u200d\u200d\u0dbb",
+        "an\u200ena",
+        "an\u2060na",
+    ],
 )
 def test_impossible_names_are_refused(name):
     with pytest.raises(SeFiError, match="name"):
