@@ -22,7 +22,7 @@ lint: setup
 # Workers with a thread each: several threads of several workers wait for each other.
 test: export OMP_NUM_THREADS := 1
 test: lint
-	@$(VENV) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(VENV) -m pytest -n $(JOBS) $(ARGS)
 
 demo: setup
 	@$(VENV) -m tools.demo

@@ -6,6 +6,7 @@ never goes on ``sys.path``: the pack's ``nodes`` package would hide ComfyUI's ``
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,25 +15,42 @@ TESTS = Path(__file__).resolve().parent
 runpy.run_path(str(TESTS.parent / "tools" / "comfyui.py"))["name_the_pack"]()
 
 SLOW = {
+    "test_a_full_size_checkpoint_trains_without_a_second_unet",
+    "test_another_prompt_draws_another_picture_without_training_again",
+    "test_every_prompt_is_drawn_as_without_compilation",
+    "test_known_prompts_cost_nothing",
+    "test_the_model_sees_a_smile_and_surprise_and_nothing_in_a_neutral_face",
     "test_unseen_people_are_learned_and_drawn_as_prompted",
 }
 """Tests of more than ten seconds of one core, beside those that drive a browser."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, and by what it takes.
-
-    Tests of the server stay together, file by file, because they share what a server has learned;
-    all others go to whichever worker is free. The longest come first, so that no worker ends long
-    after the others.
-    """
+    """Mark each test by its folder, and by what it takes."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
         if "browser" in item.fixturenames:
             item.add_marker("browser")
         if item.name in SLOW or "browser" in item.fixturenames:
             item.add_marker("slow")
-        if item.path.parent.name == "server":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.parent.name != "server")
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests one worker gets together.
+
+    Those of the server, because they share what it has learned; the main job has a server of its
+    own. All others go to whichever worker is free, one by one. xdist begins with the largest
+    group, so that no worker ends long after the others. (Its own ``--dist loadgroup`` does nothing
+    in pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            if "server/" not in file:
+                return nodeid
+            return file if file.endswith("test_main_job.py") else "server"
+
+    return Scheduling(config, log)
