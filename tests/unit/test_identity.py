@@ -431,14 +431,16 @@ class TestCraftedFiles:
         "kind", [b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"acTL", b"fcTL"]
     )
     @pytest.mark.parametrize("data", [b"", b"\0", b"\0" * 5, b"\xff" * 26, b"a\0\0", b"a\0\1x"])
-    def test_thumbnails_with_chunks_that_lie(self, write, kind, data):
+    @pytest.mark.parametrize("place", [33, -12])  # behind the first chunk, before the last one
+    @pytest.mark.filterwarnings("ignore:Invalid APNG")
+    def test_thumbnails_with_chunks_that_lie(self, write, place, kind, data):
         """Either there is a picture, or a sentence: nothing else comes out."""
         tensors, metadata = parts_of(make_identity())
         png = bytes(tensors["thumbnail"].tolist())
         chunk = (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
-        content = bytearray(png[:33] + chunk + png[33:])
+        content = bytearray(png[:place] + chunk + png[place:])
         tensors["thumbnail"] = torch.frombuffer(content, dtype=torch.uint8)
         path = write(sealed(tensors, metadata))
         try:
