@@ -142,6 +142,8 @@ class IdentityTraining:
         self.captions = captions
         self.seconds_before: list[float] = []
         """Seconds from each call to the end of its first step."""
+        self.after_step: Callable[[], object] = lambda: None
+        """Called after each step, when its time has been taken."""
 
     def __call__(self, case: Case, steps: int) -> list[float]:
         """Train once."""
@@ -153,6 +155,7 @@ class IdentityTraining:
 
         def on_step(_: Step) -> None:
             marks.append(clock())
+            self.after_step()
 
         settings = TrainingSettings(
             steps=steps,

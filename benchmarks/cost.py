@@ -196,21 +196,26 @@ def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
 
 
 def measure_memory(checkpoint: Path, plan: Plan) -> dict[str, float]:
-    """Peak memory of training against the floor's, each in a process of its own."""
-    figures, over_floor = {}, {}
-    for case in (Case(plan.side), *(plan.growth or ())):
-        identity, floor = (
-            peak_in_own_process(kind, checkpoint, case) for kind in ("identity", "floor")
-        )
-        over_floor[case] = identity["peak"] / floor["peak"]
-        figures.setdefault(
-            "memory_bytes_per_unet_parameter",
-            (identity["peak"] - floor["peak"]) / floor["unet_parameters"],
-        )
-    figures["memory_over_floor"] = over_floor[Case(plan.side)]
+    """Peak memory of training against the floor's, each in a process of its own.
+
+    Its growth, from the small training to the large one, is that of the steps.
+    """
+
+    def both(case: Case) -> list[dict[str, int]]:
+        return [peak_in_own_process(kind, checkpoint, case) for kind in ("identity", "floor")]
+
+    identity, floor = both(Case(plan.side))
+    figures = {
+        "memory_over_floor": identity["peak"] / floor["peak"],
+        "memory_bytes_per_unet_parameter": (identity["peak"] - floor["peak"])
+        / floor["unet_parameters"],
+    }
     if plan.growth:
-        small, large = plan.growth
-        figures["growth_memory"] = over_floor[large] / over_floor[small]
+        small, large = (
+            identity["peak_of_steps"] / floor["peak_of_steps"]
+            for identity, floor in map(both, plan.growth)
+        )
+        figures["growth_memory"] = large / small
     return figures
 
 

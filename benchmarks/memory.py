@@ -31,20 +31,30 @@ def peak_in_own_process(kind: str, checkpoint: Path, case: Case) -> dict[str, in
 
 
 def measure(kind: str, checkpoint: Path, case: Case) -> dict[str, int]:
-    """Bytes at the peak of three steps, of the whole process or of the GPU.
+    """``peak``, the bytes at the peak of a training of three steps, and ``peak_of_steps``.
 
-    ``unet_parameters`` tells how many bytes a second U-Net would take. The floor has transformers'
-    text encoder in the place of the CLIP, and otherwise the same models loaded.
+    They are of the whole process or of the GPU; the second is without what comes after the last
+    step, the report. ``unet_parameters`` tells how many bytes a second U-Net would take. The floor
+    has transformers' text encoder in the place of the CLIP, and otherwise the same models loaded.
     """
     models = Models.load(checkpoint)
-    training = IdentityTraining(models) if kind == "identity" else Floor(models)
-    if kind == "floor":
+    peaks = []
+    if kind == "identity":
+        training = IdentityTraining(models)
+        training.after_step = lambda: peaks.append(_peak())
+    else:
+        training = Floor(models)
         models = training.models = dataclasses.replace(models, clip=None)
     parameters = sum(parameter.numel() for parameter in models.unet.parameters())
     gc.collect()
     _reset_peak()
     training(case, 3)
-    return {"peak": _peak(), "unet_parameters": parameters}
+    peaks.append(_peak())
+    return {
+        "peak": peaks[-1],
+        "peak_of_steps": peaks[-2] if kind == "identity" else peaks[-1],
+        "unet_parameters": parameters,
+    }
 
 
 def _reset_peak() -> None:
