@@ -8,11 +8,13 @@ from comfy_api.latest import io, ui
 
 from ..sefi_core.comfyui.learning.progress import TrainingProgress
 from ..sefi_core.comfyui.learning.train import train_identity
+from ..sefi_core.comfyui.library import check_saveable_name
 from ..sefi_core.errors import raised_by
 from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
 from ..sefi_core.learning.photos import pair_photos
 from ..sefi_core.learning.settings import DTYPES, TrainingSettings
 from ..sefi_core.text.captions import AUTO
+from ..sefi_core.text.placeholders import check_name
 from .types import CATEGORY, SEFI_IDENTITY, check_identity
 
 DISPLAY_NAME = "SeFi Train Identity"
@@ -131,6 +133,7 @@ class SeFiTrainIdentity(io.ComfyNode):
                 captions=tuple(" ".join(caption.split()) for caption in captions),
                 **chosen,
             )
+            check_saveable_name(check_name(name))
             if start is not None:
                 check_identity(start)
             given_masks = [mask for mask in masks or () if mask is not None]

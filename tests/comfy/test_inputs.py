@@ -72,6 +72,7 @@ def test_apply_without_its_optional_inputs(models, anna):
         ({"parametrisation": "magic"}, "parametrisation"),
         ({"identity": "anna"}, "identity is a str"),
         ({"resolution": 2**20}, "resolution"),
+        ({"name": "con"}, "con"),  # Windows keeps it for itself, so the file could not be saved
     ],
 )
 def test_train(models, changes, said):

@@ -136,20 +136,22 @@ def train_identity(
             before = placeholder_map(denoiser, *parameters())
             scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
             history = optimise(parameters, denoiser, settings, after_step, scale)
-            identity = current(history)
+        identity = current(history)
 
-            def draw() -> torch.Tensor:
+        def draw() -> torch.Tensor:
+            with differentiable(*modules):
                 after = placeholder_map(denoiser, *parameters())
-                sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
-                return training_report(
-                    history, pictures[0], before, after, sample, identity.placeholder, captions[0]
-                )
+            # Outside of it, where sampling takes no more memory than ever.
+            sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
+            return training_report(
+                history, pictures[0], before, after, sample, identity.placeholder, captions[0]
+            )
 
-            try:
-                report = _or_why_not("report", draw)
-            except comfy.model_management.InterruptProcessingException:
-                comfy.model_management.interrupt_current_processing()  # nothing after the training
-                report = text_picture("The report was cancelled.")
+        try:
+            report = _or_why_not("report", draw)
+        except comfy.model_management.InterruptProcessingException:
+            comfy.model_management.interrupt_current_processing()  # nothing after the training
+            report = text_picture("The report was cancelled.")
     return TrainingResult(identity, history, report)
 
 
