@@ -34,6 +34,14 @@ def token_embeddings(model: SDClipModel, ids: Sequence[int]) -> torch.Tensor:
     return rows.to("cpu", torch.float32, copy=True)
 
 
+def with_last_repeated(rows: torch.Tensor, least: int) -> torch.Tensor:
+    """Token embeddings (vectors, width) with ``least`` rows or more: the last one is repeated.
+
+    As the tokens of a placeholder are where it has more positions than its class word has tokens.
+    """
+    return torch.cat([rows, rows[-1:].expand(max(0, least - len(rows)), -1)])
+
+
 def embedding_units(clip: CLIP) -> dict[str, float]:
     """Text encoder -> size of its token embeddings over Stable Diffusion 1.x's.
 

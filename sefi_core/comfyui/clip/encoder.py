@@ -294,9 +294,8 @@ class _Prompt:
             self.contexts[key] = self.encode(substitute(self.tokens, replacements))[0]
         return self.contexts[key]
 
-    def tells(self, applied: Mapping[str, Applied]) -> bool:
+    def tells(self, mean: Replacements) -> bool:
         """Whether the context of the mean vectors is another than the class word's."""
-        mean = self.replacements("value", dict.fromkeys(applied))
         return any(
             not torch.equal(rows, word[: len(rows)]) or not torch.equal(rows[-1:], word[-1:])
             for name, of_encoders in mean.items()
@@ -346,7 +345,7 @@ def _payload(
     return {
         "names": " ".join(sorted(applied)),
         "base": base,
-        "tells": prompt.tells(applied),
+        "tells": prompt.tells(mean),
         "phases": phases,
     }
 

@@ -25,7 +25,7 @@ from ...text.captions import AUTO, check_captions
 from ...text.placeholders import check_class_word, check_name, expand_template
 from ..apply import apply_identity
 from ..base_model import family_of, latent_format_of
-from ..clip.embeddings import class_word_embedding, embedding_units
+from ..clip.embeddings import class_word_embedding, embedding_units, with_last_repeated
 from ..clip.tokens import check_clip, token_widths
 from ..methods.tokens import AppliedIdentity
 from .denoiser import ComfyDenoiser
@@ -226,19 +226,11 @@ def _class_word_identity(
     if not fits or tuple(widths) != FAMILIES[family].encoders:
         raise SeFiError("clip does not fit the model: connect the CLIP of the same checkpoint")
     vectors = {
-        encoder: _with_rows(rows, settings.vectors).expand(settings.stages, -1, -1)
+        # Equal rows part while they are learned: the text encoder sees them at other positions.
+        encoder: with_last_repeated(rows, settings.vectors).expand(settings.stages, -1, -1)
         for encoder, rows in class_word_embedding(clip, class_word).items()
     }
     return Identity(name, class_word, family, vectors, vectors)
-
-
-def _with_rows(rows: torch.Tensor, least: int) -> torch.Tensor:
-    """Token embeddings (tokens, width) of a class word with ``least`` rows or more.
-
-    The last one is repeated, as a placeholder's class word is. Equal rows part while they are
-    learned: the text encoder sees them at different positions.
-    """
-    return torch.cat([rows, rows[-1:].expand(max(0, least - len(rows)), -1)])
 
 
 def _going_on(start: Identity, plain: Identity) -> Identity:

@@ -9,6 +9,7 @@ import torch
 
 from ...checks import check_number
 from ...identity.identity import Identity
+from ..clip.embeddings import with_last_repeated
 from ..clip.encoder import Role
 
 
@@ -57,5 +58,4 @@ class AppliedIdentity:
         if strength == 1:
             return rows
         word = class_word()
-        rows = torch.cat([rows, rows[-1:].expand(len(word) - len(rows), -1)])
-        return torch.lerp(word, rows, strength)
+        return torch.lerp(word, with_last_repeated(rows, len(word)), strength)
