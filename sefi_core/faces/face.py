@@ -20,7 +20,9 @@ class Face:
 
     ``center``, ``width`` (cheek to cheek) and ``height`` (hairline to chin) describe an upright
     ellipse that is then turned clockwise by ``roll`` degrees. ``landmarks`` are the 106 points of
-    an outline and its features, (106, 2), or None.
+    an outline and its features, (106, 2), or None. ``points`` are the five that recognition
+    models align a face by, (5, 2), or None; as seen in the picture, with the face upright: left
+    eye, right eye, tip of the nose, left and right corner of the mouth.
     """
 
     center: tuple[float, float]
@@ -28,6 +30,7 @@ class Face:
     height: float
     roll: float = 0.0
     landmarks: np.ndarray | None = None
+    points: np.ndarray | None = None
 
     @property
     def area(self) -> float:

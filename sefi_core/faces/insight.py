@@ -140,7 +140,7 @@ def _face(box: np.ndarray, five: np.ndarray | None, landmarks: np.ndarray | None
         # From the line between eyes and mouth: it keeps its direction when the head turns aside.
         roll = degrees(atan2(eyes[0] - mouth[0], mouth[1] - eyes[1]))
         width, height = _upright(width, height, roll)
-    return Face(((left + right) / 2, (top + bottom) / 2), width, height, roll, landmarks)
+    return Face(((left + right) / 2, (top + bottom) / 2), width, height, roll, landmarks, five)
 
 
 def _upright(width: float, height: float, roll: float) -> tuple[float, float]:

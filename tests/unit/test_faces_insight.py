@@ -12,6 +12,7 @@ from sefi_ide.sefi_core.faces import insight
 from sefi_ide.sefi_core.faces.insight import InsightDetector, ModelFiles, find_models
 from sefi_ide.sefi_core.faces.regions import outline, region_mask
 from sefi_ide.tests.unit.face_models import (
+    FIVE,
     landmarks_106,
     red_squares,
     save_detector,
@@ -43,6 +44,7 @@ def test_box_at_the_size_of_the_network(without_landmarks):
     assert (face.width, face.height) == pytest.approx((96, 128), abs=0.01)
     assert face.roll == pytest.approx(0, abs=1e-4)
     assert face.landmarks is None
+    np.testing.assert_allclose(face.points, np.array(FIVE) * 32 + (320, 256), atol=0.01)
 
 
 def test_box_in_a_wide_picture_that_is_scaled(without_landmarks):
