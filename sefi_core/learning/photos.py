@@ -74,21 +74,31 @@ def pair_photos(
     return photos
 
 
-def training_pictures(
-    photos: Iterable[Photo], resolution: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Square pictures (N, side, side, 3) and masks (N, 1, side, side) or None.
+class TrainingPictures(NamedTuple):
+    """Square ``pictures`` (N, side, side, 3) and their ``masks`` (N, 1, side, side), or None.
+
+    ``sides`` (N) are those of the squares in the photos, in pixels, before they were resized.
+    """
+
+    pictures: torch.Tensor
+    masks: torch.Tensor | None
+    sides: list[int]
+
+
+def training_pictures(photos: Iterable[Photo], resolution: int) -> TrainingPictures:
+    """Square pictures of one size, cut from photos.
 
     The side is ``resolution`` in pixels, rounded down to a multiple of 64 as the U-Net's levels
     ask. Raises :class:`SeFiError` if a square cannot hold what is marked in a photo.
     """
     side = max(64, resolution // 64 * 64)
-    pictures, masks = [], []
+    pictures, masks, sides = [], [], []
     for square in map(_square, photos):
+        sides.append(len(square.picture))
         pictures.append(resized(square.picture.movedim(-1, 0), (side, side)).movedim(0, -1))
         if square.mask is not None:
             masks.append(resized(square.mask[None], (side, side)))
-    return torch.stack(pictures), torch.stack(masks) if masks else None
+    return TrainingPictures(torch.stack(pictures), torch.stack(masks) if masks else None, sides)
 
 
 def _planes(batch: torch.Tensor) -> torch.Tensor:
