@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import atan2, cos, degrees, hypot, radians, sin, sqrt
 from typing import Protocol
 
 import numpy as np
 
 from ..errors import SeFiError
+
+# Width through height of a face seen from the front.
+ASPECT = 0.76
 
 WHICH = ("largest", "most central", "left to right", "all")
 
@@ -75,3 +78,32 @@ def choose(
             f"{'0' if last == 0 else f'a number from 0 (leftmost) to {last}'}"
         )
     return [by_place[index]]
+
+
+def face_in_box(
+    box: np.ndarray, five: np.ndarray | None, landmarks: np.ndarray | None = None
+) -> Face:
+    """A face from a detector's box (left, top, right, bottom) and its five points, in pixels."""
+    left, top, right, bottom = (float(v) for v in box)
+    width, height, roll = right - left, bottom - top, 0.0
+    if five is not None:
+        eyes, mouth = five[:2].mean(0), five[3:].mean(0)
+        # From the line between eyes and mouth: it keeps its direction when the head turns aside.
+        roll = degrees(atan2(eyes[0] - mouth[0], mouth[1] - eyes[1]))
+        width, height = _upright(width, height, roll)
+    return Face(((left + right) / 2, (top + bottom) / 2), width, height, roll, landmarks, five)
+
+
+def _upright(width: float, height: float, roll: float) -> tuple[float, float]:
+    """Width and height of the ellipse that, turned by ``roll`` degrees, has this bounding box."""
+    c, s = cos(radians(roll)) ** 2, sin(radians(roll)) ** 2
+    if c - s > 0.5:
+        squared = (
+            (c * width**2 - s * height**2) / (c - s),
+            (c * height**2 - s * width**2) / (c - s),
+        )
+        if squared[0] > 0.25 * squared[1] > 0.05 * squared[0]:
+            return sqrt(squared[0]), sqrt(squared[1])
+    # Near 45 degrees the box says only how large the face is.
+    upright = sqrt((width**2 + height**2) / (1 + ASPECT**2))
+    return ASPECT * upright, upright

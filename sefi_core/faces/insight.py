@@ -10,14 +10,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import atan2, cos, degrees, radians, sin, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import SeFiError
-from .face import Face
+from .face import Face, face_in_box
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +29,6 @@ LANDMARK_FILE = "2d106det.onnx"
 INPUT_SIZES = (640, 128)
 THRESHOLD = 0.5
 PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider")
-# Width through height of a face seen from the front.
-ASPECT = 0.76
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class InsightDetector:
             landmarks = None
             if self._landmarks is not None:
                 landmarks = self._landmarks.get(bgr, InsightFace(bbox=box[:4], kps=five))
-            faces.append(_face(box[:4], five, landmarks))
+            faces.append(face_in_box(box[:4], five, landmarks))
         return faces
 
 
@@ -129,30 +126,3 @@ def _open(path: Path, task: str, use_gpu: bool) -> Any:
         )
     logger.info("%s runs on onnxruntime's %s.", path.name, model.session.get_providers()[0])
     return model
-
-
-def _face(box: np.ndarray, five: np.ndarray | None, landmarks: np.ndarray | None) -> Face:
-    """A face from its box (left, top, right, bottom) and its five points: eyes, nose, mouth."""
-    left, top, right, bottom = (float(v) for v in box)
-    width, height, roll = right - left, bottom - top, 0.0
-    if five is not None:
-        eyes, mouth = five[:2].mean(0), five[3:].mean(0)
-        # From the line between eyes and mouth: it keeps its direction when the head turns aside.
-        roll = degrees(atan2(eyes[0] - mouth[0], mouth[1] - eyes[1]))
-        width, height = _upright(width, height, roll)
-    return Face(((left + right) / 2, (top + bottom) / 2), width, height, roll, landmarks, five)
-
-
-def _upright(width: float, height: float, roll: float) -> tuple[float, float]:
-    """Width and height of the ellipse that, turned by ``roll`` degrees, has this bounding box."""
-    c, s = cos(radians(roll)) ** 2, sin(radians(roll)) ** 2
-    if c - s > 0.5:
-        squared = (
-            (c * width**2 - s * height**2) / (c - s),
-            (c * height**2 - s * width**2) / (c - s),
-        )
-        if squared[0] > 0.25 * squared[1] > 0.05 * squared[0]:
-            return sqrt(squared[0]), sqrt(squared[1])
-    # Near 45 degrees the box says only how large the face is.
-    upright = sqrt((width**2 + height**2) / (1 + ASPECT**2))
-    return ASPECT * upright, upright

@@ -1,0 +1,179 @@
+"""Faces with their five points from YuNet, whose weights the pack brings along.
+
+The network: Wu, Peng and Yu, YuNet: A Tiny Millisecond-level Face Detector, Machine Intelligence
+Research 20 (2023). The weights: ``yunet.safetensors``, made by ``tools/face_weights.py``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from .face import Face, face_in_box
+
+WEIGHTS = Path(__file__).with_name("yunet.safetensors")
+
+LONG_SIDE = 640
+STRIDES = (8, 16, 32)
+THRESHOLD, THRESHOLD_AGAIN = 0.7, 0.5
+# Of two boxes that share more than this, intersection over union, the surer one is kept.
+OVERLAP = 0.3
+# A face that fills the picture is found when there is something around it: a third on every side.
+PADDING = 1 / 3
+
+
+class YuNetDetector:
+    """Finds faces of about 10 to 500 pixels in the picture at a long side of 640 pixels."""
+
+    def detect(self, picture: np.ndarray) -> list[Face]:
+        """The faces of an RGB picture (height, width, 3), uint8.
+
+        Where there is none it looks again: for less sure ones, then in the picture turned by
+        quarters, which are of use for photos from the side, then with a margin around the picture.
+        """
+        found = _found(picture)
+        sure = found[found[:, 0] >= THRESHOLD]
+        if len(sure) or len(found):
+            return _faces(sure if len(sure) else found)
+        turned = [_turned_back(_found(np.rot90(picture, k)), k, picture.shape) for k in (1, 2, 3)]
+        best = max(turned, key=lambda one: one[:, 0].max(initial=0.0))
+        if best[:, 0].max(initial=0.0) >= THRESHOLD:
+            return _faces(best[best[:, 0] >= THRESHOLD])
+        margin = ceil(max(picture.shape[:2]) * PADDING)
+        padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+        found = _found(padded)
+        found[:, 1:] -= margin
+        return _faces(found[found[:, 0] >= THRESHOLD])
+
+
+class YuNet(nn.Module):
+    """A picture (n, 3, height, width) in, BGR of 0 to 255, with sides that 32 divides.
+
+    One tensor (n, rows, columns, 16) comes out for each of :data:`STRIDES`: the two parts of the
+    score, the box's centre from the cell's corner in strides, the logarithm of its size in strides,
+    and five points like the centre.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.ModuleList([nn.Conv2d(3, 16, 3, 2, 1), _Pair(16, 16)])
+        widths = (16, 32, 64, 64, 64, 64)
+        self.stages = nn.ModuleList(
+            nn.ModuleList([_Pair(before, before), _Pair(before, after)])
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.neck = nn.ModuleList(_Pair(64, 64) for _ in STRIDES)  # from coarse to fine
+        self.heads = nn.ModuleList(
+            nn.ModuleList(_Pair(64, width) for _ in STRIDES) for width in (1, 4, 1, 10)
+        )
+
+    def forward(self, picture: torch.Tensor) -> list[torch.Tensor]:
+        x = F.relu(self.stem[1](F.relu(self.stem[0](picture))))
+        levels = []
+        for number, (first, second) in enumerate(self.stages):  # type: ignore[misc]
+            if number != 1:
+                x = F.max_pool2d(x, 2)
+            x = F.relu(second(F.relu(first(x))))
+            levels.append(x)
+        fine, middle, coarse = levels[2:]
+        coarse = F.relu(self.neck[0](coarse))
+        middle = F.relu(self.neck[1](middle + F.interpolate(coarse, scale_factor=2)))
+        fine = F.relu(self.neck[2](fine + F.interpolate(middle, scale_factor=2)))
+        results = []
+        for level, x in enumerate((fine, middle, coarse)):
+            kind, box, place, points = (head[level](x) for head in self.heads)  # type: ignore[index]
+            scores = torch.cat([kind, place], 1).sigmoid()
+            results.append(torch.cat([scores, box, points], 1).movedim(1, -1))
+        return results
+
+
+class _Pair(nn.Module):
+    """A mixture of the channels, then a 3 x 3 filter in each."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(before, after, 1)
+        self.filter = nn.Conv2d(after, after, 3, padding=1, groups=after)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.filter(self.mix(x))
+
+
+@lru_cache(maxsize=1)
+def network() -> YuNet:
+    """The network with its weights, on the CPU."""
+    with torch.inference_mode(False):
+        model = YuNet().eval().requires_grad_(False)
+        model.load_state_dict(load_file(WEIGHTS))
+    return model
+
+
+def _found(picture: np.ndarray) -> np.ndarray:
+    """Faces (n, 15) of at least :data:`THRESHOLD_AGAIN`: score, box, five points, in pixels.
+
+    The box is left, top, right, bottom.
+    """
+    height, width = picture.shape[:2]
+    scale = LONG_SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(np.ascontiguousarray(picture)).resize(
+        size, Image.Resampling.BILINEAR, reducing_gap=3.0
+    )
+    planes = torch.from_numpy(np.array(small)).movedim(-1, 0).flip(0)[None].float()
+    planes = F.pad(planes, (0, -size[0] % 32, 0, -size[1] % 32))
+    with torch.no_grad():
+        levels = network()(planes)
+    rows = []
+    for stride, level in zip(STRIDES, levels, strict=True):
+        score = (level[0, ..., 0] * level[0, ..., 1]).sqrt()
+        where = torch.nonzero(score >= THRESHOLD_AGAIN)
+        cells = level[0][where[:, 0], where[:, 1]]
+        corner = where.flip(1).float()
+        centre, half = cells[:, 2:4] + corner, cells[:, 4:6].exp() / 2
+        points = cells[:, 6:].reshape(-1, 5, 2) + corner[:, None]
+        places = torch.cat([centre - half, centre + half, points.flatten(1)], 1) * stride
+        rows.append(torch.cat([score[where[:, 0], where[:, 1]][:, None], places], 1))
+    found = torch.cat(rows).numpy()
+    found[:, 1::2] *= width / size[0]
+    found[:, 2::2] *= height / size[1]
+    return _without_doubles(found)
+
+
+def _without_doubles(found: np.ndarray) -> np.ndarray:
+    found = found[np.argsort(-found[:, 0], kind="stable")]
+    kept: list[np.ndarray] = []
+    for one in found:
+        if all(_overlap(one[1:5], other[1:5]) <= OVERLAP for other in kept):
+            kept.append(one)
+    return np.array(kept).reshape(-1, found.shape[1])
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    return shared / max(float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared, 1e-9)
+
+
+def _turned_back(found: np.ndarray, quarters: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What was found in ``numpy.rot90(picture, quarters)`` in pixels of the picture itself."""
+    height, width = shape[:2]
+    x, y = found[:, 1::2].copy(), found[:, 2::2].copy()
+    x, y = {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[quarters]
+    turned = found.copy()
+    turned[:, 1::2], turned[:, 2::2] = x, y
+    for first in (1, 2):
+        turned[:, [first, first + 2]] = np.sort(turned[:, [first, first + 2]], axis=1)
+    return turned
+
+
+def _faces(found: np.ndarray) -> list[Face]:
+    return [face_in_box(one[1:5], one[5:].reshape(5, 2)) for one in found]
