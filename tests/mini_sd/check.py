@@ -137,7 +137,7 @@ def check_names(mini: MiniSDRuntime, judges: Judges, seed: int, per_name: int = 
 def check_locality(mini: MiniSDRuntime, seed: int, count: int = 64) -> dict:
     """Attention of class words, names and objects outside their region, over a uniform map's."""
     data = make_dataset(count, seed=10**6 + seed, cast=Cast(named=0.5, slot=0.0))
-    context = mini.contexts_of_ids(data.ids)
+    conditions = mini.conditions_of_ids(data.ids)
     latents = mini.latents(data.pictures.movedim(1, -1).float() / 255)
     regions = word_regions(data, torch.arange(count), ("subject", "object"))
     words = ~regions[..., 0, 0].isnan()
@@ -151,7 +151,7 @@ def check_locality(mini: MiniSDRuntime, seed: int, count: int = 64) -> dict:
             mini.unet(
                 alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
                 torch.full((count,), timestep),
-                context=context,
+                **conditions,
                 transformer_options=dict(recorder.options),
             )
         for attention in recorder.take():

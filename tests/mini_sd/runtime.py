@@ -9,16 +9,28 @@ import comfy.sd
 import torch
 
 from . import architecture
+from .text_encoder import behind_end
 
-CHECKPOINT = Path(__file__).parent / "mini_sd.safetensors"
+FOLDER = Path(__file__).parent
+CHECKPOINTS = {
+    "sd1": FOLDER / "mini_sd.safetensors",
+    "sdxl": FOLDER / "mini_sdxl.safetensors",
+}
+CHECKPOINT = CHECKPOINTS["sd1"]
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
 
 
 class MiniSDRuntime:
-    """MODEL, CLIP and VAE of the checkpoint from ComfyUI's loader, and pictures from them."""
+    """MODEL, CLIP and VAE of a miniature from ComfyUI's loader, and pictures from them.
 
-    def __init__(self, checkpoint: Path = CHECKPOINT):
+    ``family`` is one of ``architecture.FAMILIES``, whose shipped checkpoint is loaded unless
+    another one of the family is given.
+    """
+
+    def __init__(self, family: str = "sd1", checkpoint: Path | None = None):
         architecture.register()
+        self.family = architecture.FAMILIES[family]
+        checkpoint = checkpoint or CHECKPOINTS[family]
         self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
 
     @property
@@ -33,10 +45,27 @@ class MiniSDRuntime:
         """A caption's CONDITIONING."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))
 
-    def contexts_of_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Text states (B, 77, D) of rows of token ids."""
-        rows = [[(int(token), 1.0) for token in row] for row in ids]
-        return torch.cat([self.clip.encode_from_tokens({"l": [row]}) for row in rows])
+    def conditions_of_ids(self, ids: torch.Tensor, side: int = 128) -> dict[str, torch.Tensor]:
+        """What the U-Net takes beside latents and timesteps, for rows of token ids padded by END.
+
+        ``context`` (B, 77, D), and for SDXL ``y`` of pictures that are ``side`` pixels a side.
+        """
+        padding = behind_end(ids)
+        tokens = {
+            name: torch.where(padding, encoder.padding, ids).tolist()
+            for name, encoder in self.family.encoders.items()
+        }
+        contexts, pooled = [], []
+        for row in range(len(ids)):
+            chunk = {k: [[(token, 1.0) for token in rows[row]]] for k, rows in tokens.items()}
+            context, output = self.clip.encode_from_tokens(chunk, return_pooled=True)
+            contexts.append(context)
+            pooled.append(output)
+        conditions = {"context": torch.cat(contexts)}
+        y = self.model.model.encode_adm(
+            pooled_output=torch.cat(pooled), width=side, height=side, device=ids.device
+        )
+        return conditions if y is None else {**conditions, "y": y}
 
     def latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents of pictures (B, H, W, 3), scaled as the U-Net sees them."""

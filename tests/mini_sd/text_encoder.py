@@ -1,4 +1,4 @@
-"""Teach ComfyUI's CLIP text model the words of the miniature world, then freeze it.
+"""Teach ComfyUI's CLIP text models the words of the miniature world, then freeze it.
 
 Every word's own state must tell what the word means: a name the person's look, an object word
 the object; the states after the sentence tell the whole of it, as CLIP's do. People without a
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import world
+from .architecture import Encoder, Family
 from .dataset import END, ROLES, SLOT_IDS, Dataset, word_ids
 
 RIDGE = 1e-2
@@ -41,12 +42,12 @@ def _known() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.stack(codes).float()
 
 
-class Words(nn.Module):
-    """The text model with the map from looks to embeddings and the heads that train it."""
+class TrainedEncoder(nn.Module):
+    """One text model with the map from looks to embeddings and the heads that train it."""
 
-    def __init__(self, transformer: nn.Module, width: int):
+    def __init__(self, transformer: nn.Module, encoder: Encoder):
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.encoder = transformer, encoder
         ids, codes = _known()
         self.register_buffer("name_ids", ids, persistent=False)
         gram = codes.T @ codes + RIDGE * len(codes) * torch.eye(codes.shape[1])
@@ -61,8 +62,13 @@ class Words(nn.Module):
             "place": len(world.PLACES),
             "scene": len(world.SCENES),
         }
-        self.word_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
-        self.sentence_heads = nn.ModuleDict({k: nn.Linear(width, v) for k, v in sizes.items()})
+
+        def heads() -> nn.ModuleDict:
+            return nn.ModuleDict({k: nn.Linear(encoder.width, v) for k, v in sizes.items()})
+
+        self.word_heads, self.sentence_heads = heads(), heads()
+        if encoder.layer != -1:  # the last layer trains on the pooled output alone
+            self.pooled_heads = heads()
 
     def look_embeddings(self, looks: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, width) of people who look so, whether or not they have a name."""
@@ -70,26 +76,62 @@ class Words(nn.Module):
         codes = torch.cat([looks, F.one_hot(kinds.clamp(min=0), 2).to(looks)], dim=-1)
         return codes @ (self.fit @ names)
 
-    def forward(self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        """Text states (B, L, width) of token ids (B, L); slots take the embedding of their look."""
-        embeddings = self.transformer.get_input_embeddings()(ids.long())
+    def forward(
+        self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (B, L, width) and pooled output (B, width) of token ids (B, L), padded by END.
+
+        Slots take the embedding of their look.
+        """
+        padded = torch.where(behind_end(ids), self.encoder.padding, ids)
+        embeddings = self.transformer.get_input_embeddings()(padded.long())
         slots = self.look_embeddings(looks, kinds)  # (B, 2, width)
         spread = slots.detach().std() * 0.1
         for i, slot in enumerate(SLOT_IDS):
             noisy = slots[:, i] + spread * torch.randn_like(slots[:, i])
             embeddings = torch.where((ids == slot)[..., None], noisy[:, None], embeddings)
-        return _encode(self.transformer.text_model, embeddings)
+        model = self.transformer.text_model
+        length = ids.shape[1]
+        x = embeddings + model.embeddings.position_embedding.weight[:length]
+        mask = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
+        x, states = model.encoder(x, mask=mask, intermediate_output=self.encoder.layer)
+        last = model.final_layer_norm(x)
+        if self.encoder.final_norm:
+            states = model.final_layer_norm(states)
+        ends = (ids == END).int().argmax(dim=1)
+        pooled = last[torch.arange(len(ids), device=ids.device), ends]
+        return states, self.transformer.text_projection(
+            pooled
+        ) if self.encoder.projected else pooled
 
 
-def _encode(model, embeddings: torch.Tensor) -> torch.Tensor:
-    length = embeddings.shape[1]
-    x = embeddings + model.embeddings.position_embedding.weight[:length]
-    mask = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
-    x, _ = model.encoder(x, mask=mask)
-    return model.final_layer_norm(x)
+def behind_end(ids: torch.Tensor) -> torch.Tensor:
+    """Where token ids (B, L) are padding: everything behind the first END."""
+    ended = (ids == END).cumsum(dim=1)
+    return ended > 1
 
 
-def text_step(words: Words, data: Dataset, rows: torch.Tensor, length: int) -> torch.Tensor:
+class Words(nn.ModuleDict):
+    """The text encoders of a family, by their names."""
+
+    def __init__(self, family: Family, modules: dict[str, nn.Module]):
+        super().__init__(
+            {name: TrainedEncoder(modules[name], e) for name, e in family.encoders.items()}
+        )
+
+    def forward(
+        self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the U-Net sees: context (B, L, D), and pooled output or ``None``."""
+        outputs = [(encoder(ids, looks, kinds), encoder.encoder) for encoder in self.values()]
+        pooled = [output for (_, output), encoder in outputs if encoder.projected]
+        context = torch.cat([states for (states, _), _ in outputs], dim=-1)
+        return context, torch.cat(pooled, dim=-1) if pooled else None
+
+
+def text_step(
+    words: TrainedEncoder, data: Dataset, rows: torch.Tensor, length: int
+) -> torch.Tensor:
     """Loss of one step: what each word means from its own state, and all of it at the end."""
     device = words.name_ids.device
     ids = data.ids[rows, :length].to(device)
@@ -103,7 +145,7 @@ def text_step(words: Words, data: Dataset, rows: torch.Tensor, length: int) -> t
         data.scenes[rows].to(device),
         data.named[rows].to(device),
     )
-    states = words(ids, looks, kinds)
+    states, pooled = words(ids, looks, kinds)
     looks = looks * named[..., None]  # the class word means nobody in particular
 
     loss = states.new_zeros(())
@@ -124,12 +166,14 @@ def text_step(words: Words, data: Dataset, rows: torch.Tensor, length: int) -> t
         if role != "scene":
             loss = loss + 0.5 * F.cross_entropy(heads["actor"](state), actor)
 
-    ends = (ids == END).to(states)
+    ends = (ids == END).cumsum(dim=1).clamp(max=1).to(states)
     weights = ends / ends.sum(dim=1, keepdim=True)
-    sentence = (weights[..., None] * states).sum(dim=1)
-    heads = words.sentence_heads
-    loss = loss + 3 * F.mse_loss(heads["subject"](sentence), looks[:, 0])
-    loss = loss + 0.5 * F.cross_entropy(heads["scene"](sentence), scenes)
-    for name, field in fields.items():
-        loss = loss + 0.5 * F.cross_entropy(heads[name](sentence), said[:, 0, field])
+    summaries = [((weights[..., None] * states).sum(dim=1), words.sentence_heads)]
+    if words.encoder.layer != -1:
+        summaries.append((pooled, words.pooled_heads))
+    for sentence, heads in summaries:
+        loss = loss + 3 * F.mse_loss(heads["subject"](sentence), looks[:, 0])
+        loss = loss + 0.5 * F.cross_entropy(heads["scene"](sentence), scenes)
+        for name, field in fields.items():
+            loss = loss + 0.5 * F.cross_entropy(heads[name](sentence), said[:, 0, field])
     return loss

@@ -1,10 +1,12 @@
-"""Make the miniature Stable Diffusion: ``python tests/mini_sd/train.py [--device cuda]``.
+"""Make a miniature: ``python tests/mini_sd/train.py [--family sd1|sdxl] [--device cuda]``.
 
-Parts, in order: data, linear autoencoder, text encoder, U-Net, TAESD, judges, export. Every
-part keeps its state in ``build/mini_sd`` and goes on where it was stopped; ``--only PART``
-runs one, ``--minutes PART=M`` changes a budget. Without such a state it goes on from the shipped
-checkpoint (text encoder and latent space stay), unless ``--fresh`` is given: then allow three
-hours on two cores.
+Parts, in order: data, linear autoencoder, text encoder, U-Net, TAESD, judges, export. Pictures,
+autoencoders and judges are made with the first family and are the same for all. Every part keeps
+its state in ``build/mini_sd`` (``build/mini_sd_sdxl``) and goes on where it was stopped; ``--only
+PART`` runs one, ``--minutes PART=M`` changes a budget. Without such a state it goes on from the
+shipped checkpoint (text encoder and latent space stay), unless ``--fresh`` is given: then allow
+three hours on two cores. Afresh the U-Net of SDXL starts from the first miniature's, where parts
+have the same shape.
 """
 
 from __future__ import annotations
@@ -25,49 +27,71 @@ import safetensors.torch
 import torch
 
 from ...tools.comfyui import REPOSITORY
-from . import architecture, autoencoder, judges, text_encoder, unet
+from . import architecture, autoencoder, judges, text_encoder, unet, warm_start
+from .architecture import Family
 from .dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
-from .runtime import CHECKPOINT
+from .framing import random_framing
+from .runtime import CHECKPOINT, CHECKPOINTS
 from .training_loop import train
 
-BUILD = REPOSITORY / "build" / "mini_sd"
+log = logging.getLogger("mini_sd")
+
+BUILD = REPOSITORY / "build"
+DATA = BUILD / "mini_sd"
 LINEAR = CHECKPOINT.with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 4
 FAMILIES = 1200
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
            "judges": 20.0}  # fmt: skip
 LATENT_CHUNK = 128
+CAPTIONS_OF_MAP = 1024
 
 
 class Maker:
-    """Builds the parts; each method trains or loads one and leaves its state in ``BUILD``."""
+    """Builds the parts of a miniature; each method trains or loads one and leaves its state."""
 
-    def __init__(self, device: str, minutes: dict[str, float], fresh: bool = False):
+    def __init__(
+        self,
+        family: Family,
+        device: str,
+        minutes: dict[str, float],
+        fresh: bool = False,
+        half: bool = False,
+    ) -> None:
         torch.manual_seed(0)
         text_encoder.allow_backward()
-        self.device, self.minutes = torch.device(device), minutes
+        self.family, self.minutes, self.half = family, minutes, half
+        self.device = torch.device(device)
+        self.build = DATA if family is architecture.SD1 else BUILD / f"mini_sd_{family.name}"
         self.generator = torch.Generator().manual_seed(1)
-        modules = architecture.build_modules()
-        self.unet = modules["model.diffusion_model."].to(self.device)
-        self.transformer = modules["cond_stage_model.transformer."].requires_grad_(True)
-        self.taesd = modules["first_stage_model."]
-        self.resumed = CHECKPOINT.exists() and not fresh
+        self.modules = family.build_modules()
+        self.words = text_encoder.Words(
+            family, {k: self.modules[k].requires_grad_(True) for k in family.encoders}
+        )
+        self.unet, self.taesd = self.modules["unet"], self.modules["vae"]
+        shipped = CHECKPOINTS[family.name]
+        self.resumed = shipped.exists() and not fresh
         if self.resumed:
-            shipped = safetensors.torch.load_file(CHECKPOINT)
-            for prefix, module in modules.items():
-                part = {
-                    k.removeprefix(prefix): v for k, v in shipped.items() if k.startswith(prefix)
-                }
-                module.load_state_dict(part)
+            family.load(self.modules, safetensors.torch.load_file(shipped))
+        self.shared = family is not architecture.SD1 or self.resumed
+        """Whether autoencoders and judges are those that there are."""
+        if self.shared:
+            self.taesd.load_state_dict(self._first()["vae"].state_dict())
             self.taesd.vae_scale.data.fill_(1.0)
+
+    def _first(self) -> dict[str, torch.nn.Module]:
+        """The modules of the shipped first miniature."""
+        modules = architecture.SD1.build_modules()
+        architecture.SD1.load(modules, safetensors.torch.load_file(CHECKPOINT))
+        return modules
 
     def data(self) -> Dataset:
         """All training pictures; drawn once."""
         shards = []
         for shard in range(SHARDS):
-            path = BUILD / f"data{shard}.pt"
+            path = DATA / f"data{shard}.pt"
             if not path.exists():
-                BUILD.mkdir(parents=True, exist_ok=True)
+                DATA.mkdir(parents=True, exist_ok=True)
                 make_dataset(PICTURES_PER_SHARD, seed=100 + shard).save(path)
             shards.append(Dataset.load(path))
         return Dataset(**{k: torch.cat([getattr(s, k) for s in shards]) for k in vars(shards[0])})
@@ -75,34 +99,47 @@ class Maker:
     def linear_autoencoder(self) -> autoencoder.LinearAutoencoder:
         """The linear autoencoder that defines the latent space."""
         linear = autoencoder.LinearAutoencoder().to(self.device)
-        if self.resumed:
+        if self.shared:
             linear.load_state_dict(safetensors.torch.load_file(LINEAR))
             return linear.requires_grad_(False).eval()
-        pictures = Dataset.load(BUILD / "data0.pt").pictures
+        pictures = Dataset.load(DATA / "data0.pt").pictures
 
         def step(_):
             crop = autoencoder.crops(pictures, 8, 64, self.generator)
             return linear.loss(crop.to(self.device))
 
-        path = BUILD / "linear.pt"
+        path = self.build / "linear.pt"
         train(linear, step, path, self.minutes["linear"], 3e-3, average=0.99, weight_decay=0.0)
         return linear.requires_grad_(False).eval()
 
-    def latents(self, data: Dataset) -> torch.Tensor:
-        """Latents (N, C, 16, 16) fp16 of all pictures, from the linear autoencoder."""
-        path = BUILD / "latents.pt"
+    def latents(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents (N, C, 16, 16) fp16 of all pictures, from the linear autoencoder, and sizes.
+
+        For a family with size conditioning the pictures are framed, and so are the regions of
+        ``data``; for others there are no sizes.
+        """
+        framing = None
+        if self.family.pooled_dim:
+            framing = random_framing(len(data), torch.Generator().manual_seed(3))
+            data.regions = (
+                framing.cut(data.regions.flatten(1, 2).float()).byte().view_as(data.regions)
+            )
+        path = self.build / "latents.pt"
         if not path.exists():
             linear = self.linear_autoencoder()
             chunks = []
             with torch.no_grad():
-                for chunk in data.pictures.split(LATENT_CHUNK):
-                    chunks.append(linear.encode(chunk.to(self.device).float() / 255).half().cpu())
+                for rows in torch.arange(len(data)).split(LATENT_CHUNK):
+                    pictures = data.pictures[rows].float() / 255
+                    if framing is not None:
+                        pictures = framing[rows].show(pictures)
+                    chunks.append(linear.encode(pictures.to(self.device)).half().cpu())
             torch.save(torch.cat(chunks), path)
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True), None if framing is None else framing.sizes
 
     def text_encoder(self, data: Dataset) -> text_encoder.Words:
-        """ComfyUI's CLIP text model with the words of the world."""
-        words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM).to(self.device)
+        """ComfyUI's CLIP text models with the words of the world."""
+        words = self.words.to(self.device)
         if self.resumed:
             return words.requires_grad_(False).eval()
 
@@ -110,22 +147,49 @@ class Maker:
             rows = torch.randint(len(data), (48,), generator=self.generator)
             words_end = int((data.ids[rows] == END).int().argmax(dim=1).max())
             length = data.ids.shape[1] if number % 8 == 0 else words_end + 2
-            return text_encoder.text_step(words, data, rows, length)
+            losses = [text_encoder.text_step(e, data, rows, length) for e in words.values()]
+            return torch.stack(losses).sum()
 
-        train(words, step, BUILD / "text.pt", self.minutes["text_encoder"], 2e-3, average=0.99)
+        path = self.build / "text.pt"
+        train(words, step, path, self.minutes["text_encoder"], 2e-3, average=0.99)
         return words.requires_grad_(False).eval()
 
     def train_unet(self, data: Dataset) -> None:
         """The U-Net, on the linear autoencoder's latents and the frozen text states."""
-        words = self.text_encoder(data)
-        task = unet.UNetTask(self.unet, words, data, self.latents(data), self.device, seed=2)
+        words, path = self.text_encoder(data), self.build / "unet.pt"
+        if self.shared and not self.resumed and not path.exists():
+            self._start_unet(words, data)
+        latents, sizes = self.latents(data)
+        self.unet.to(self.device)
+        task = unet.UNetTask(self.unet, words, data, latents, sizes, self.device, seed=2)
         batch = 32 if self.device.type == "cpu" else 128
-        train(self.unet, lambda _: task.step(batch), BUILD / "unet.pt", self.minutes["unet"], 8e-4)
+
+        def step(_):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                return task.step(batch)
+
+        train(self.unet, step, path, self.minutes["unet"], 8e-4)
+
+    @torch.no_grad()
+    def _start_unet(self, words: text_encoder.Words, data: Dataset) -> None:
+        """Start from the first miniature, whose text states are guessed from the new ones."""
+        first = self._first()
+        old = text_encoder.Words(architecture.SD1, first).eval()
+        rows = torch.arange(CAPTIONS_OF_MAP)
+        states = [
+            encoders.cpu()(data.ids[rows], data.looks[rows], data.kinds[rows])[0].flatten(0, 1)
+            for encoders in (old, words)
+        ]
+        words.to(self.device)
+        fitted = warm_start.context_map(*states)
+        unexplained = (states[0] - states[1] @ fitted.T).var() / states[0].var()
+        share = warm_start.start_from(self.unet, first["unet"], fitted)
+        log.info("%.2f of the U-Net copied, %.2f of the states unexplained", share, unexplained)
 
     def train_taesd(self) -> None:
         """TAESD's decoder, from the linear one on; its encoder stays linear."""
         linear, taesd = self.linear_autoencoder(), self.taesd.to(self.device)
-        pictures = Dataset.load(BUILD / "data0.pt").pictures
+        pictures = Dataset.load(DATA / "data0.pt").pictures
         if not self.resumed:
             autoencoder.as_taesd(linear, taesd)
         taesd.taesd_encoder.requires_grad_(False)
@@ -134,7 +198,7 @@ class Maker:
             crop = autoencoder.crops(pictures, 8, 64, self.generator).to(self.device)
             return autoencoder.decoder_loss(taesd, linear, crop)
 
-        path = BUILD / "taesd.pt"
+        path = self.build / "taesd.pt"
         train(taesd, step, path, self.minutes["taesd"], 6e-4, average=0.99, weight_decay=0.0)
 
     def train_judges(self) -> None:
@@ -155,31 +219,25 @@ class Maker:
             rows = (families * TWINS * SHOTS_EACH + torch.arange(TWINS * SHOTS_EACH)).flatten()
             return judges.judge_step(net, data, rows, people[rows], round_trip)
 
-        train(net, step, BUILD / "judges.pt", self.minutes["judges"], 2e-3, average=0.99)
+        train(net, step, self.build / "judges.pt", self.minutes["judges"], 2e-3, average=0.99)
 
     def export(self) -> None:
         """Write the checkpoint and the judges; parts that were not trained again stay."""
-        words = text_encoder.Words(self.transformer, architecture.CONTEXT_DIM)
         linear, net = autoencoder.LinearAutoencoder(), judges.JudgeNet()
-        parts = {"text": words, "unet": self.unet, "taesd": self.taesd, "linear": linear}
+        parts = {"text": self.words, "unet": self.unet, "taesd": self.taesd, "linear": linear}
         for name, module in (*parts.items(), ("judges", net)):
-            path = BUILD / f"{name}.pt"
+            path = self.build / f"{name}.pt"
             if path.exists():
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 module.load_state_dict(state["ema"])
-        if (BUILD / "linear.pt").exists():
+        if (self.build / "linear.pt").exists():
             safetensors.torch.save_file(linear.state_dict(), LINEAR)
-        if (BUILD / "judges.pt").exists():
+        if (self.build / "judges.pt").exists():
             judges.save_judges(net)
         # ComfyUI divides what TAESD encodes by its scale: latents as Stable Diffusion's.
-        self.taesd.vae_scale.data.fill_(architecture.MiniLatent.scale_factor)
-        modules = {
-            "model.diffusion_model.": self.unet.cpu(),
-            "cond_stage_model.transformer.": self.transformer,
-            "first_stage_model.": self.taesd,
-        }
+        self.taesd.vae_scale.data.fill_(self.family.latent_scale)
         safetensors.torch.save_file(
-            architecture.checkpoint_state_dict(modules, torch.float16), CHECKPOINT
+            self.family.checkpoint(self.modules, torch.float16), CHECKPOINTS[self.family.name]
         )
 
 
@@ -187,10 +245,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--family", choices=tuple(architecture.FAMILIES), default="sd1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="one part: data, linear, text, unet, taesd, judges, export")
     parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")
     parser.add_argument("--fresh", action="store_true", help="do not go on from the checkpoint")
+    parser.add_argument("--half", action="store_true", help="the U-Net in bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
@@ -199,7 +259,8 @@ def main() -> None:
     for item in options.minutes:
         part, _, value = item.partition("=")
         budgets[part] = float(value)
-    maker = Maker(options.device, budgets, options.fresh)
+    family = architecture.FAMILIES[options.family]
+    maker = Maker(family, options.device, budgets, options.fresh, options.half)
     parts = {
         "data": lambda: maker.data(),
         "linear": maker.linear_autoencoder,
@@ -209,6 +270,8 @@ def main() -> None:
         "judges": maker.train_judges,
         "export": maker.export,
     }
+    if family is not architecture.SD1:
+        parts = {name: parts[name] for name in ("data", "text", "unet", "export")}
     for name, part in parts.items():
         if options.only in (None, name):
             part()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 from torch import nn
 
+from .architecture import SIZE_FEATURES
 from .dataset import ROLES, Dataset
 
 LOCALITY_WEIGHT = 0.02
@@ -92,12 +94,24 @@ def distance_from_regions(
     return total / max(count, 1)
 
 
-class UNetTask:
-    """Everything a step needs: latents, text states, schedule."""
+def size_conditioning(pooled: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """What SDXL's U-Net is told beside the text, (B, D), as ComfyUI's ``SDXL.encode_adm`` says it.
 
-    def __init__(self, unet, words, data: Dataset, latents: torch.Tensor, device, seed: int):
+    ``pooled`` (B, P) is the pooled output, ``sizes`` (B, 6) are in pixels.
+    """
+    features = Timestep(SIZE_FEATURES)(sizes.flatten()).unflatten(0, sizes.shape).flatten(1)
+    return torch.cat([pooled, features], dim=1)
+
+
+class UNetTask:
+    """Everything a step needs: latents, text states, schedule, and sizes where they count."""
+
+    def __init__(
+        self, unet, words, data: Dataset, latents: torch.Tensor, sizes: torch.Tensor | None,
+        device, seed: int,
+    ):  # fmt: skip
         self.unet, self.words, self.data, self.latents = unet, words, data, latents
-        self.device = device
+        self.sizes, self.device = sizes, device
         self.alphas = alphas_cumprod()
         self.recorder = AttentionRecorder(unet)
         self.generator = torch.Generator().manual_seed(seed)
@@ -113,9 +127,13 @@ class UNetTask:
         ids[dropped] = self.empty
         regions[dropped] = float("nan")
         with torch.no_grad():
-            context = self.words(
+            context, pooled = self.words(
                 ids.to(device), self.data.looks[rows].to(device), self.data.kinds[rows].to(device)
             )
+            conditioning = {}
+            if pooled is not None:
+                sizes = self.sizes[rows].to(device)
+                conditioning["y"] = size_conditioning(pooled, sizes)
         latents = self.latents[rows].float()
         t = torch.randint(1000, (batch,), generator=g)
         noise = torch.randn(latents.shape, generator=g)
@@ -126,6 +144,7 @@ class UNetTask:
             t.to(device),
             context=context,
             transformer_options=dict(self.recorder.options),
+            **conditioning,
         )
         snr = self.alphas[t] / (1 - self.alphas[t])
         weight = (snr.clamp(max=SNR_CAP) / snr).to(device)
