@@ -1,5 +1,5 @@
 # Each target works on a fresh clone. ARGS="..." goes to pytest, which has JOBS workers, one for each
-# core by default; SEED, PHOTO, CKPT and COMFYUI_PATH reach the programs through the environment.
+# core by default; SEED, FAMILY, PHOTO, CKPT and COMFYUI_PATH reach the programs through the environment.
 # PYTHON=python3.12 is the Python that the first run makes .venv with.
 SHELL := /bin/bash
 VENV := .venv/bin/python

@@ -30,7 +30,7 @@ import comfy.utils
 import torch
 from sefi_ide.sefi_core.text.captions import AUTO
 from sefi_ide.tests.comfy import full_shape
-from sefi_ide.tests.mini_sd.runtime import CHECKPOINT
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS
 from sefi_ide.tools.comfyui import REPOSITORY
 
 from .commit import measured_at
@@ -308,7 +308,7 @@ def main() -> int:
     shapes = _wanted_shapes()
     figures = {}
     if "miniature" in shapes:
-        figures["miniature"] = measure(CHECKPOINT, miniature_plan())
+        figures["miniature"] = measure(CHECKPOINTS["sd1"], miniature_plan())
     if "full_shape" in shapes:
         with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
             checkpoint = Path(folder) / "full_shape.safetensors"

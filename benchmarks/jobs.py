@@ -35,7 +35,8 @@ class Job:
 
     ``method`` is one of ``methods.TITLES``: "class_word" learns nothing, and with "named"
     ``number`` counts people whom the miniature knows by name. ``overrides`` are the settings that
-    differ from the method's own. ``draws`` is the number of pictures for each prompt.
+    differ from the method's own. ``draws`` is the number of pictures for each prompt, ``family``
+    the miniature that learns.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Job:
     draws: int
     kind: str = "person"
     overrides: dict[str, Any] = field(default_factory=dict)
+    family: str = "sd1"
 
     @property
     def key(self) -> str:
@@ -58,7 +60,7 @@ def run_job(job: Job) -> Figures:
     from .methods import Learned, learn
     from .subjects import Subject, named, noise_seeds, prompts
 
-    mini, judge = _miniature()
+    mini, judge = _miniature(job.family)
     asked = prompts(job.seed, job.prompts)
     if job.method == "named":
         subject = named(job.seed, job.number, job.kind)
@@ -79,13 +81,13 @@ def run_job(job: Job) -> Figures:
 
 
 @cache
-def _miniature():
+def _miniature(family: str):
     import comfy.utils
     from sefi_ide.tests.mini_sd import judges
     from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
     comfy.utils.set_progress_bar_enabled(False)  # core's LoRA training shows one
-    return MiniSDRuntime(), judges.load_judges()
+    return MiniSDRuntime(family), judges.load_judges()
 
 
 def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:

@@ -2,9 +2,9 @@
 
 For every identity the quick-start workflow trains on one drawn portrait; then each prompt is
 drawn with the placeholder and with the class word. The identity judge compares the pictures with
-renders of the person, the attribute judge looks for what was prompted. ``SEED`` chooses people and
-prompts, ``IDENTITIES`` and ``PROMPTS`` how many. The last line is one JSON object; exits with 1
-when a bar is missed.
+renders of the person, the attribute judge looks for what was prompted. ``FAMILY`` chooses the
+miniature (sd1 or sdxl), ``SEED`` people and prompts, ``IDENTITIES`` and ``PROMPTS`` how many. The
+last line is one JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from sefi_ide.sefi_core import evaluation
 from sefi_ide.tests.mini_sd import world
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
 from sefi_ide.tests.mini_sd.judges import load_judges
 from sefi_ide.tests.mini_sd.wishes import Wish, caption_of, pictures_of, random_wish, shot_of
 from sefi_ide.tools import demo
@@ -37,21 +38,23 @@ PROMPT_TOLERANCE = 0.10
 CLASS_WORD = "person"
 
 
-def measure(server: ComfyServer, seed: int, identities: int, prompts: int) -> dict[str, float]:
-    """The figures of the main job on a running server that has the miniature."""
+def measure(
+    server: ComfyServer, checkpoint: str, seed: int, identities: int, prompts: int
+) -> dict[str, float]:
+    """The figures of the main job on a running server that has the miniature ``checkpoint``."""
     judges = load_judges()
     rng = np.random.default_rng(10**6 + seed)
     wishes = [random_wish(rng) for _ in range(prompts)]
     workflow = json.loads(demo.QUICK_START.read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, server.get("/object_info"))
-    plain = _pictures(server, _adapted(server, prompt, seed), wishes, f"a {CLASS_WORD}")
+    adapted = _adapted(server, prompt, checkpoint, seed)
+    plain = _pictures(server, adapted, wishes, f"a {CLASS_WORD}")
     rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}
     for number in range(identities):
         look = world.unseen_look(1000 * seed + number)
         renders = _renders(look, wishes, 1000 * seed + number)
-        drawn = _pictures(
-            server, _adapted(server, prompt, 1000 * seed + number), wishes, f"<{demo.NAME}>"
-        )
+        adapted = _adapted(server, prompt, checkpoint, 1000 * seed + number)
+        drawn = _pictures(server, adapted, wishes, f"<{demo.NAME}>")
         others = _renders(look, wishes, 77_000 + 1000 * seed + number)
         found = evaluation.quality(
             judges.identity_similarity(drawn, renders), judges.found(drawn, wishes)
@@ -86,14 +89,14 @@ def _renders(look, wishes: list[Wish], seed: int) -> torch.Tensor:
     )
 
 
-def _adapted(server: ComfyServer, prompt: Prompt, seed: int) -> Prompt:
+def _adapted(server: ComfyServer, prompt: Prompt, checkpoint: str, seed: int) -> Prompt:
     """The quick start on the portrait of the person that ``seed`` chooses."""
     adapted = copy.deepcopy(prompt)
     with tempfile.TemporaryDirectory() as folder:
         portrait = Path(folder) / f"portrait_{seed}.png"
         Image.fromarray(demo.draw(seed, "portrait")).save(portrait)
         photo = server.upload(portrait)
-    demo.adapt(adapted, photo, demo.MINIATURE.name, miniature=True)
+    demo.adapt(adapted, photo, checkpoint, miniature=True)
     return adapted
 
 
@@ -125,13 +128,14 @@ def _bypass_identity(prompt: Prompt) -> None:
 def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    checkpoint = CHECKPOINTS[chosen_family()]
     seed = int(os.environ.get("SEED") or 1)
     identities = int(os.environ.get("IDENTITIES") or 8)
     prompts = int(os.environ.get("PROMPTS") or 12)
     with tempfile.TemporaryDirectory(prefix="sefi-main-job-") as directory:
         arguments = () if torch.accelerator.is_available() else ("--cpu",)
-        with ComfyServer(Path(directory), [demo.MINIATURE], arguments) as server:
-            figures = measure(server, seed, identities, prompts)
+        with ComfyServer(Path(directory), [checkpoint], arguments) as server:
+            figures = measure(server, checkpoint.name, seed, identities, prompts)
     lines = missed(figures)
     for line in lines:
         logger.error("missed: %s", line)

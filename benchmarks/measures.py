@@ -46,13 +46,16 @@ def draw(
         )
         encoded = [  # kept until drawn: the identity is found by these contexts
             learned.clip.encode_from_tokens(
-                learned.clip.tokenize(wishes.caption_of(wish, learned.word, kind))
+                learned.clip.tokenize(wishes.caption_of(wish, learned.word, kind)),
+                return_pooled=True,
             )
             for wish, _ in part
         ]
+        contexts, pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
         latents = comfy.sample.sample(
             learned.model, noise, runtime.STEPS, runtime.CFG, runtime.SAMPLER, runtime.SCHEDULER,
-            [[torch.cat(encoded), {}]], negative, torch.zeros_like(noise), disable_pbar=True,
+            [[contexts, {"pooled_output": pooled}]], negative, torch.zeros_like(noise),
+            disable_pbar=True,
         )  # fmt: skip
         pictures.append(mini.vae.decode(latents))
     return torch.cat(pictures)

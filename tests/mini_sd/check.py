@@ -1,8 +1,8 @@
-"""``make mini-sd-check``: is the miniature Stable Diffusion good enough to measure with?
+"""``make mini-sd-check``: is a miniature Stable Diffusion good enough to measure with?
 
 Prints one JSON object with the figures as its last line, and exits with 1 when a bar is
 missed. Everything is measured on seeds that training never saw, with ComfyUI's stock loader
-and sampler. ``SEED`` chooses others.
+and sampler. ``SEED`` chooses others, ``FAMILY`` another miniature.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from ...sefi_core import evaluation
 from . import world
+from .checkpoints import chosen_family
 from .dataset import Cast, make_dataset
 from .judges import Judges, load_judges
 from .runtime import MiniSDRuntime
@@ -178,7 +179,7 @@ def nearest_training_identity(seed: int, count: int = 24) -> dict[str, float]:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     seed = int(os.environ.get("SEED", "1"))
-    mini, judges = MiniSDRuntime(), load_judges()
+    mini, judges = MiniSDRuntime(chosen_family()), load_judges()
     figures = check_judges(mini, judges, seed)
     figures |= check_locality(mini, seed)
     figures |= check_prompts(mini, judges, seed)

@@ -9,14 +9,9 @@ import comfy.sd
 import torch
 
 from . import architecture
+from .checkpoints import CHECKPOINTS
 from .text_encoder import behind_end
 
-FOLDER = Path(__file__).parent
-CHECKPOINTS = {
-    "sd1": FOLDER / "mini_sd.safetensors",
-    "sdxl": FOLDER / "mini_sdxl.safetensors",
-}
-CHECKPOINT = CHECKPOINTS["sd1"]
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
 
 

@@ -29,16 +29,16 @@ import torch
 from ...tools.comfyui import REPOSITORY
 from . import architecture, autoencoder, judges, text_encoder, unet, warm_start
 from .architecture import Family
+from .checkpoints import CHECKPOINTS
 from .dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
 from .framing import random_framing
-from .runtime import CHECKPOINT, CHECKPOINTS
 from .training_loop import train
 
 log = logging.getLogger("mini_sd")
 
 BUILD = REPOSITORY / "build"
 DATA = BUILD / "mini_sd"
-LINEAR = CHECKPOINT.with_name("linear.safetensors")
+LINEAR = CHECKPOINTS["sd1"].with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 4
 FAMILIES = 1200
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
@@ -82,7 +82,7 @@ class Maker:
     def _first(self) -> dict[str, torch.nn.Module]:
         """The modules of the shipped first miniature."""
         modules = architecture.SD1.build_modules()
-        architecture.SD1.load(modules, safetensors.torch.load_file(CHECKPOINT))
+        architecture.SD1.load(modules, safetensors.torch.load_file(CHECKPOINTS["sd1"]))
         return modules
 
     def data(self) -> Dataset:
