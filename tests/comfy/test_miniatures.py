@@ -1,5 +1,6 @@
 """The miniatures are ComfyUI's own families, and training tells them what ComfyUI tells them."""
 
+import comfy.clip_model
 import folder_paths
 import pytest
 import safetensors.torch
@@ -7,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from comfy import model_base, sdxl_clip
 from sefi_ide.tests.comfy import random_checkpoint
-from sefi_ide.tests.mini_sd import architecture, checkpoints, dataset, framing, warm_start
+from sefi_ide.tests.mini_sd import (
+    architecture,
+    checkpoints,
+    dataset,
+    framing,
+    text_encoder,
+    warm_start,
+)
 from sefi_ide.tests.mini_sd.framing import SIDE, Framing
 from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 from sefi_ide.tests.mini_sd.text_encoder import Words
-from sefi_ide.tests.mini_sd.unet import size_conditioning
+from sefi_ide.tests.mini_sd.unet import UNetTask, size_conditioning
 
 import nodes
 
@@ -95,6 +103,32 @@ def test_training_sees_the_text_states_of_comfyui(mini, family):
     assert (pooled is not None) == bool(sizes.pooled_dim)
     if pooled is not None:
         assert torch.allclose(pooled, extra["pooled_output"], atol=2e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_reaches_all_that_it_trains(family, monkeypatch):
+    """Text first, then the U-Net on what the text says; nothing is left without a gradient."""
+    monkeypatch.setattr(comfy.clip_model.CLIPLayer, "forward", text_encoder.layer_forward)
+    torch.manual_seed(0)
+    sizes = architecture.FAMILIES[family]
+    modules = sizes.build_modules()
+    encoders = {name: modules[name].requires_grad_(True) for name in sizes.encoders}
+    words, data = Words(sizes, encoders), dataset.make_dataset(24, seed=5)
+    for encoder in words.values():
+        loss = text_encoder.text_step(encoder, data, torch.arange(len(data)), 40)
+        loss.backward()
+    for name, encoder in words.items():
+        left = [k for k, v in encoder.transformer.named_parameters() if v.grad is None]
+        assert left == ([] if sizes.encoders[name].projected else ["text_projection.weight"])
+    latents = torch.randn(len(data), architecture.LATENT_CHANNELS, 16, 16)
+    shown = framing.random_framing(len(data), torch.Generator().manual_seed(1)).sizes
+    task = UNetTask(
+        modules["unet"], words.requires_grad_(False), data, latents, shown, torch.device("cpu"), 2
+    )
+    loss = task.step(8)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(value.grad is not None for value in modules["unet"].parameters())
 
 
 @pytest.mark.parametrize("family", ["sdxl"], scope="session")
