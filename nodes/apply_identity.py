@@ -8,7 +8,14 @@ from ..sefi_core.comfyui.apply import apply_identity
 from ..sefi_core.comfyui.methods import METHODS
 from ..sefi_core.errors import raised_by
 from ..sefi_core.identity.identity import Identity
-from .types import CATEGORY, SEFI_IDENTITY, check_identity
+from .types import (
+    CATEGORY,
+    CLIP,
+    MODEL,
+    SEFI_IDENTITY,
+    check_identity,
+    check_input,
+)
 
 DISPLAY_NAME = "SeFi Apply Identity"
 
@@ -105,6 +112,8 @@ class SeFiApplyIdentity(io.ComfyNode):
         end_percent: float | None = 1.0,
     ) -> io.NodeOutput:
         with raised_by(DISPLAY_NAME):
+            check_input("model", model, MODEL)
+            check_input("clip", clip, CLIP)
             method = METHODS[check_identity(identity).kind]
             applied = method(
                 identity,

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..sefi_core.attention.heat_maps import heat_picture
 from ..sefi_core.comfyui.attention_maps import attention_maps
 from ..sefi_core.errors import SeFiError, raised_by
-from .types import CATEGORY
+from .types import CATEGORY, CLIP, IMAGE, LATENT, MODEL, TEXT, check_input
 
 
 class SeFiAttentionMap(io.ComfyNode):
@@ -99,11 +99,19 @@ class SeFiAttentionMap(io.ComfyNode):
         image: io.Image.Type | None = None,
     ) -> io.NodeOutput:
         with raised_by("SeFi Attention Map"):
+            for name, value, socket in (
+                ("model", model, MODEL),
+                ("clip", clip, CLIP),
+                ("latent", latent, LATENT),
+                ("prompt", prompt, TEXT),
+                ("words", words, TEXT),
+            ):
+                check_input(name, value, socket)
             asked = (" ".join(word.split()) for word in words.split(","))
             chosen = list(dict.fromkeys(word for word in asked if word))
             if not chosen:
                 raise SeFiError("words is empty: name at least one word of the prompt")
-            if image is not None and not len(image):
+            if image is not None and not len(check_input("image", image, IMAGE)):
                 raise SeFiError("image is empty: connect the decoded picture, or disconnect it")
             found = attention_maps(model, clip, latent, prompt, chosen, timestep, seed)
         size = None if image is None else (image.shape[1], image.shape[2])

@@ -10,8 +10,7 @@ from comfy_api.latest import io, ui
 from ..sefi_core.comfyui import library
 from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.identity.identity import Identity
-from ..sefi_core.text.placeholders import check_name
-from .types import CATEGORY, SEFI_IDENTITY
+from .types import CATEGORY, SEFI_IDENTITY, TEXT, check_identity, check_input
 
 _saved: set[tuple[str, str, Path]] = set()
 """Under which ``file_name`` and ``if_exists`` this process has saved which files."""
@@ -96,6 +95,8 @@ class SeFiSaveIdentity(io.ComfyNode):
     @classmethod
     def execute(cls, identity: Identity, file_name: str, if_exists: str) -> io.NodeOutput:
         with raised_by("SeFi Save Identity"):
+            check_identity(identity)
+            check_input("file_name", file_name, TEXT)
             path = library.save_identity(identity, file_name, if_exists)
         _saved.add((file_name, if_exists, path))
         return io.NodeOutput(identity, ui=ui.PreviewText(f"{identity.placeholder}: {path}"))
@@ -134,13 +135,14 @@ class SeFiLoadIdentity(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None, name: str | None = None) -> bool | str:
-        """Check file and name before the graph runs. Linked ones are None here."""
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """Check the file before the graph runs. A linked one is None here.
+
+        ComfyUI marks every input that this takes, whichever is at fault; so it takes no name.
+        """
         try:
             if file is not None:
                 library.find_file(file)
-            if name:
-                check_name(name)
         except SeFiError as error:
             return str(error)
         return True
@@ -152,8 +154,10 @@ class SeFiLoadIdentity(io.ComfyNode):
         return float("nan") if file is None else library.fingerprint(file)
 
     @classmethod
-    def execute(cls, file: str, name: str = "") -> io.NodeOutput:
+    def execute(cls, file: str, name: str | None = "") -> io.NodeOutput:
         with raised_by("SeFi Load Identity"):
+            check_input("file", file, TEXT)
+            name = "" if name is None else check_input("name", name, TEXT)
             identity = library.load_identity(file)
             if name:
                 identity = identity.renamed(name)

@@ -15,7 +15,18 @@ from ..sefi_core.learning.photos import pair_photos
 from ..sefi_core.learning.settings import DTYPES, TrainingSettings
 from ..sefi_core.text.captions import AUTO
 from ..sefi_core.text.placeholders import check_name
-from .types import CATEGORY, SEFI_IDENTITY, check_identity
+from .types import (
+    CATEGORY,
+    CLIP,
+    IMAGE,
+    MASK,
+    MODEL,
+    SEFI_IDENTITY,
+    TEXT,
+    VAE,
+    check_identity,
+    check_inputs,
+)
 
 DISPLAY_NAME = "SeFi Train Identity"
 DEFAULTS = TrainingSettings()
@@ -120,23 +131,35 @@ class SeFiTrainIdentity(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         # Optional inputs may be missing, or None where a switch node gives nothing.
-        given = {key: list(values) for key, values in settings.items() if values[0] is not None}
-        captions = given.pop("captions")
-        captions = captions if len(captions) > 1 else captions[0].split("\n")
-        chosen = {key: values[0] for key, values in given.items()}
-        name, class_word = chosen.pop("name"), chosen.pop("class_word")
-        start = chosen.pop("identity", None)
-        lines = chosen.pop("templates", "\n".join(DEFAULTS.templates)).splitlines()
+        given = {
+            key: list(values)
+            for key, values in settings.items()
+            if values and values[0] is not None
+        }
         with raised_by(DISPLAY_NAME):
+            check_inputs("model", model, MODEL)
+            check_inputs("clip", clip, CLIP)
+            check_inputs("vae", vae, VAE)
+            check_inputs("photos", photos, IMAGE)
+            given_masks = [mask for mask in masks or () if mask is not None]
+            if given_masks:
+                check_inputs("masks", given_masks, MASK)
+            given.setdefault("templates", ["\n".join(DEFAULTS.templates)])
+            captions, (name, *_), (class_word, *_), (lines, *_) = (
+                check_inputs(key, given.pop(key, None), TEXT)
+                for key in ("captions", "name", "class_word", "templates")
+            )
+            captions = captions if len(captions) > 1 else captions[0].split("\n")
+            chosen = {key: values[0] for key, values in given.items()}
+            start = chosen.pop("identity", None)
             chosen = TrainingSettings(
-                templates=tuple(line.strip() for line in lines if line.strip()),
+                templates=tuple(line.strip() for line in lines.splitlines() if line.strip()),
                 captions=tuple(" ".join(caption.split()) for caption in captions),
                 **chosen,
             )
             check_saveable_name(check_name(name))
             if start is not None:
                 check_identity(start)
-            given_masks = [mask for mask in masks or () if mask is not None]
             with TrainingProgress(chosen.steps, cls.hidden.unique_id) as progress:
                 result = train_identity(
                     model[0],

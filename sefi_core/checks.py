@@ -31,5 +31,5 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises :class:`SeFiError` unless an input is one of its choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise SeFiError(f"{name} is {quoted(value)}: choose one of {', '.join(choices)}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..checks import check_choice
 from ..errors import SeFiError, quoted
 from ..identity.content import not_a_plain_file, read_content, unreadable
 from ..identity.file import read_identity, to_bytes
@@ -127,8 +128,10 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
 
     The file is there whole or not at all, with or without hard links, and other processes may save
     at the same time. Raises :class:`SeFiError`, and leaves existing files as they are, if the name
-    is refused, something else than a file is to be overwritten or the disk cannot take the file.
+    or ``if_exists`` is refused, something else than a file is to be overwritten or the disk cannot
+    take the file.
     """
+    check_choice("if_exists", if_exists, IF_EXISTS)
     target = _target(_save_folder(), file_name or identity.name)
     content = to_bytes(identity)
     try:

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.types import SEFI_IDENTITY
 from sefi_ide.sefi_core.comfyui import library
+from sefi_ide.sefi_core.errors import SeFiError
 
 from .made_identity import make_identity
 
@@ -177,7 +178,6 @@ class TestInTheGraph:
         [
             ({"file": "anna.safetensors"}, "press R to refresh"),
             ({"file": "../anna.safetensors"}, "choose a file of the list"),
-            ({"file": "bob.safetensors", "name": "b ob"}, "give a name of letters"),
         ],
     )
     def test_bad_inputs_are_refused_before_anything_runs(self, folder, queue, inputs, remedy):
@@ -186,8 +186,14 @@ class TestInTheGraph:
             "1": ("SeFiLoadIdentity", inputs),
             "2": ("TestIdentitySink", {"identity": ["1", 0]}),
         }
-        assert any(remedy in detail for detail in queue(graph))
+        (detail,) = queue(graph)  # one mistake marks one input
+        assert detail.startswith("file - ") and remedy in detail
         assert IdentitySink.arrived == []
+
+    def test_a_bad_new_name_is_told_when_the_file_is_loaded(self, folder):
+        library.save_identity(make_identity("bob"))
+        with pytest.raises(SeFiError, match="^SeFi Load Identity: the name 'b ob' .* give a name"):
+            SeFiLoadIdentity.execute("bob.safetensors", "b ob")
 
     def test_a_bad_file_name_is_refused_before_training(self, folder, queue):
         settings = {"identity": ["1", 0], "file_name": "../anna", "if_exists": "new number"}

@@ -10,6 +10,7 @@ import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.nodes.face_mask import SeFiFaceMask
+from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.errors import SeFiError
@@ -43,7 +44,7 @@ NAN = float("nan")
         ({"end_percent": -0.5}, "end_percent"),
         ({"end_percent": 50}, "end_percent is 50: set it to 1 or less"),
         ({"identity": "anna"}, "identity is a str"),
-        ({"identity": None}, "identity is empty"),
+        ({"identity": None}, "the identity input is empty"),
     ],
 )
 def test_apply(models, anna, changes, said):
@@ -153,3 +154,100 @@ def test_face_mask(changes, said):
     with pytest.raises(SeFiError, match="^SeFi Face Mask: ") as caught:
         SeFiFaceMask.execute(**inputs)
     assert said in str(caught.value)
+
+
+def anything(models, anna):
+    """One of everything that a link can bring, and the sockets that it fits."""
+    model, clip, vae = models
+    return (
+        (model, {"MODEL"}),
+        (clip, {"CLIP"}),
+        (vae, {"VAE"}),
+        (anna, {"SEFI_IDENTITY"}),
+        ({"samples": torch.zeros(1, 4, 8, 8)}, {"LATENT"}),
+        ({"samples": [torch.zeros(1, 4, 8, 8)]}, set()),
+        ({}, set()),
+        (torch.zeros(1, 64, 64, 3), {"IMAGE", "MASK"}),
+        (torch.zeros(64, 64, 3), {"MASK"}),
+        (torch.zeros(1, 0, 64, 3), set()),
+        (torch.zeros(1, 1, 64, 64, 3), set()),
+        ("a text", {"STRING", "COMBO"}),
+        (None, set()),
+        (7, {"INT", "FLOAT"}),
+        ([model], set()),
+        (object(), set()),
+    )
+
+
+def good_inputs(models, anna):
+    model, clip, vae = models
+    loaded = {"model": model, "clip": clip}
+    return {
+        SeFiApplyIdentity: {**loaded, "identity": anna, "strength_k": 1.0, "strength_v": 1.0},
+        SeFiAttentionMap: {
+            **loaded,
+            "latent": {"samples": torch.zeros(1, 4, 8, 8)},
+            "prompt": "a face",
+            "words": "face",
+            "timestep": 400,
+            "seed": 0,
+            "image": torch.zeros(1, 64, 64, 3),
+        },
+        SeFiTrainIdentity: {
+            **loaded,
+            "vae": vae,
+            "photos": photo_and_mask()[0],
+            "masks": photo_and_mask()[1],
+            "name": "anna",
+            "class_word": "person",
+            "captions": "",
+            "templates": "a photo of <name>",
+            "identity": anna,
+            "steps": 1,
+            "seed": 0,
+        },
+        SeFiSaveIdentity: {"identity": anna, "file_name": "", "if_exists": "error"},
+        SeFiLoadIdentity: {"file": "anna.safetensors", "name": ""},
+    }
+
+
+@pytest.mark.parametrize("value", range(16))
+def test_anything_at_every_socket(models, anna, value, folder, monkeypatch):
+    """One sentence that names the node, the input and what to connect."""
+    monkeypatch.setattr("sefi_ide.nodes.train_identity.train_identity", None)  # never reached
+    came, fits = anything(models, anna)[value]
+    tried = 0
+    for node, inputs in good_inputs(models, anna).items():
+        schema = node.GET_SCHEMA()
+        for one in schema.inputs:
+            kind = one.get_io_type()
+            if kind in fits or kind in ("INT", "FLOAT", "COMBO") or one.id not in inputs:
+                continue
+            if came is None and one.optional:
+                continue
+            given = {**inputs, one.id: came}
+            if schema.is_input_list:
+                given = {name: [value] for name, value in given.items()}
+            with torch.inference_mode(), pytest.raises(SeFiError) as caught:
+                node.PREPARE_CLASS_CLONE(HIDDEN).EXECUTE_NORMALIZED(**given)
+            said = str(caught.value)
+            assert said.startswith(f"{schema.display_name}: "), said
+            start, _, remedy = said.removeprefix(f"{schema.display_name}: ").partition(": ")
+            assert one.id in start and remedy, said
+            assert "connect" in remedy or "write" in remedy
+            tried += 1
+    assert tried > 10
+
+
+def test_lists_that_are_empty_at_a_node_that_takes_lists(models, anna):
+    inputs = {name: [value] for name, value in good_inputs(models, anna)[SeFiTrainIdentity].items()}
+    for name in ("model", "clip", "vae", "photos", "name", "class_word", "captions"):
+        with pytest.raises(SeFiError, match=f"^SeFi Train Identity: the {name} input is empty: "):
+            SeFiTrainIdentity.PREPARE_CLASS_CLONE(HIDDEN).EXECUTE_NORMALIZED(**{**inputs, name: []})
+
+
+@pytest.mark.parametrize("if_exists", ["", "ask", None, 7, ["error"]])
+def test_save_with_an_unknown_choice(anna, folder, if_exists):
+    with pytest.raises(SeFiError, match="^SeFi Save Identity: if_exists is .*: choose one of new"):
+        SeFiSaveIdentity.execute(anna, "", if_exists)
+    assert not folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
@@ -308,6 +309,7 @@ def bad(models, said, **changes):
     assert message.startswith("SeFi Train Identity: ") and "\n" not in message
 
 
+NO_VAE = SimpleNamespace(encode=None, decode=None)
 NAN = torch.full((1, 64, 64, 3), float("nan"))
 
 
@@ -331,13 +333,13 @@ NAN = torch.full((1, 64, 64, 3), float("nan"))
 )
 def test_bad_input_is_refused_before_any_work(models, changes, said):
     model, clip, _ = models
-    bad((model, clip, None), said, **changes)  # without a VAE, training could not even begin
+    bad((model, clip, NO_VAE), said, **changes)  # no training could even begin with it
 
 
 def test_a_missing_package_is_noticed_before_any_work(models, monkeypatch):
     model, clip, _ = models
     monkeypatch.setitem(sys.modules, "diffusers.optimization", None)
-    bad((model, clip, None), "pip install -U diffusers")
+    bad((model, clip, NO_VAE), "pip install -U diffusers")
 
 
 def test_cuda_is_not_started_for_the_cpu(models, monkeypatch):
@@ -369,7 +371,7 @@ def identity_of(stages=5, vectors=1, width=WIDTH, family="sd1", word="person"):
 )
 def test_an_identity_that_cannot_be_gone_on_from(models, start, said):
     model, clip, _ = models
-    bad((model, clip, None), said, identity=start)
+    bad((model, clip, NO_VAE), said, identity=start)
 
 
 def test_other_families_and_inpainting_models_are_refused(models, monkeypatch):
@@ -378,16 +380,16 @@ def test_other_families_and_inpainting_models_are_refused(models, monkeypatch):
         config = dict(model.model.model_config.unet_config, in_channels=channels)
         with monkeypatch.context() as patch:
             patch.setattr(model.model.model_config, "unet_config", config)
-            bad((model, clip, None), "model is for inpainting or editing")
+            bad((model, clip, NO_VAE), "model is for inpainting or editing")
     monkeypatch.setattr(model.model, "model_config", comfy.supported_models.Flux({}))
-    bad((model, clip, None), "Flux.*Stable Diffusion 1.x")
+    bad((model, clip, NO_VAE), "Flux.*Stable Diffusion 1.x")
 
 
 def test_a_clip_of_another_model_is_refused(models, monkeypatch):
     model, clip, _ = models
     config = dict(model.model.model_config.unet_config, context_dim=WIDTH * 2)
     monkeypatch.setattr(model.model.model_config, "unet_config", config)
-    bad((model, clip, None), "clip does not fit")
+    bad((model, clip, NO_VAE), "clip does not fit")
 
 
 def test_a_checkpoint_without_text_encoder_is_refused(models):
