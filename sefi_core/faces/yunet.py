@@ -24,6 +24,10 @@ WEIGHTS = Path(__file__).with_name("yunet.safetensors")
 LONG_SIDE = 640
 STRIDES = (8, 16, 32)
 THRESHOLD, THRESHOLD_AGAIN = 0.7, 0.5
+# Faces in 70 upright photos have 0.73 to 0.96, the same photos turned at most 0.002 more than that.
+UPRIGHT, UPRIGHT_MARGIN = 0.9, 0.03
+# Faces of fewer pixels, in the picture at its long side, are too small to be told from specks.
+SMALLEST = 12
 # Of two boxes that share more than this, intersection over union, the surer one is kept.
 OVERLAP = 0.3
 # A face that fills the picture is found when there is something around it: a third on every side.
@@ -36,22 +40,30 @@ class YuNetDetector:
     def detect(self, picture: np.ndarray) -> list[Face]:
         """The faces of an RGB picture (height, width, 3), uint8.
 
-        Where there is none it looks again: for less sure ones, then in the picture turned by
-        quarters, which are of use for photos from the side, then with a margin around the picture.
+        Where it is not quite sure of any it looks at the picture turned by quarters too, as a
+        camera that lay on its side leaves it: of a face that lies the score is low and the points
+        are wrong. Where there is none it takes a less sure one that is seen in the mirrored picture
+        too, then looks again with a margin around the picture.
         """
         found = _found(picture)
-        sure = found[found[:, 0] >= THRESHOLD]
-        if len(sure) or len(found):
-            return _faces(sure if len(sure) else found)
-        turned = [_turned_back(_found(np.rot90(picture, k)), k, picture.shape) for k in (1, 2, 3)]
-        best = max(turned, key=lambda one: one[:, 0].max(initial=0.0))
-        if best[:, 0].max(initial=0.0) >= THRESHOLD:
-            return _faces(best[best[:, 0] >= THRESHOLD])
-        margin = ceil(max(picture.shape[:2]) * PADDING)
-        padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-        found = _found(padded)
-        found[:, 1:] -= margin
-        return _faces(found[found[:, 0] >= THRESHOLD])
+        faces = found[found[:, 0] >= THRESHOLD]
+        if _best(found) < UPRIGHT:
+            turned = [
+                _turned_back(_found(np.rot90(picture, quarters)), quarters, picture.shape)
+                for quarters in (1, 2, 3)
+            ]
+            other = max(turned, key=_best)
+            if _best(other) >= max(THRESHOLD, _best(found) + UPRIGHT_MARGIN):
+                faces = other[other[:, 0] >= THRESHOLD]
+        if not len(faces) and len(found):
+            faces = _seen_in_both(found, _mirrored(_found(picture[:, ::-1]), picture.shape[1]))
+        if not len(faces):
+            margin = ceil(max(picture.shape[:2]) * PADDING)
+            around = ((margin, margin), (margin, margin), (0, 0))
+            found = _found(np.pad(picture, around, mode="edge"))
+            faces = found[found[:, 0] >= THRESHOLD]
+            faces[:, 1:] -= margin
+        return [face_in_box(one[1:5], one[5:].reshape(5, 2)) for one in faces]
 
 
 class YuNet(nn.Module):
@@ -142,6 +154,7 @@ def _found(picture: np.ndarray) -> np.ndarray:
         places = torch.cat([centre - half, centre + half, points.flatten(1)], 1) * stride
         rows.append(torch.cat([score[where[:, 0], where[:, 1]][:, None], places], 1))
     found = torch.cat(rows).numpy()
+    found = found[found[:, 4] - found[:, 2] >= SMALLEST]
     found[:, 1::2] *= width / size[0]
     found[:, 2::2] *= height / size[1]
     return _without_doubles(found)
@@ -163,17 +176,33 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared, 1e-9)
 
 
+def _best(found: np.ndarray) -> float:
+    return float(found[:, 0].max(initial=0))
+
+
+def _seen_in_both(found: np.ndarray, again: np.ndarray) -> np.ndarray:
+    """Those of ``found`` that are in ``again`` too."""
+    both = [any(_overlap(one[1:5], other[1:5]) > OVERLAP for other in again) for one in found]
+    return found[np.array(both, bool)]
+
+
+def _mirrored(found: np.ndarray, width: int) -> np.ndarray:
+    """The boxes of faces in a mirrored picture in pixels of the picture; points stay as they are."""
+    mirrored = found.copy()
+    mirrored[:, 1], mirrored[:, 3] = width - found[:, 3], width - found[:, 1]
+    return mirrored
+
+
 def _turned_back(found: np.ndarray, quarters: int, shape: tuple[int, ...]) -> np.ndarray:
     """What was found in ``numpy.rot90(picture, quarters)`` in pixels of the picture itself."""
     height, width = shape[:2]
-    x, y = found[:, 1::2].copy(), found[:, 2::2].copy()
-    x, y = {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[quarters]
+    x, y = found[:, 1::2], found[:, 2::2]
     turned = found.copy()
-    turned[:, 1::2], turned[:, 2::2] = x, y
+    turned[:, 1::2], turned[:, 2::2] = {
+        1: (width - y, x),
+        2: (width - x, height - y),
+        3: (y, height - x),
+    }[quarters]
     for first in (1, 2):
         turned[:, [first, first + 2]] = np.sort(turned[:, [first, first + 2]], axis=1)
     return turned
-
-
-def _faces(found: np.ndarray) -> list[Face]:
-    return [face_in_box(one[1:5], one[5:].reshape(5, 2)) for one in found]
