@@ -20,7 +20,7 @@ OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage"}
 FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggingface_hub"}
 
 ROOMS = (
-    {"learning"},
+    {"learning", "likeness", "prompt_score"},
     {"apply", "attention_maps", "faces", "library"},
     {"methods"},
     {"clip"},

@@ -1,0 +1,164 @@
+"""Likeness in ComfyUI: where recognition models lie, and a batch of pictures judged by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+
+from ..checks import check_choice, check_number, check_whole
+from ..errors import SeFiError
+from ..faces.recognition import INSIGHT, KINDS, SFACE, FaceEncoder, Kind, find_model
+from ..images import in_colour, pixels_of
+from ..likeness import LEAST, Judged, judge
+from .faces import detector_state, model_folders, open_detector
+
+FOLDER = "face_recognition"
+ENCODERS = ("auto", *KINDS)
+DETECTOR = "auto"
+"""Of SeFi Face Mask: the detector that finds the faces to compare."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of SeFi Likeness, and their defaults; see :func:`likeness.ranked`."""
+
+    encoder: str = "auto"
+    threshold: float = LEAST
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("encoder", self.encoder, ENCODERS)
+        check_number("threshold", self.threshold, LEAST, 2.0)
+        check_whole("keep", self.keep, 0, 4096)
+
+
+def sface_folders() -> list[Path]:
+    """Where SFace's file is looked up."""
+    folders = [Path(folder_paths.models_dir) / FOLDER]
+    if FOLDER in folder_paths.folder_names_and_paths:
+        folders += [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    return list(dict.fromkeys(folders))
+
+
+def encoder_state(name: str) -> str:
+    """What else than its name decides what an encoder says: its file, and the faces' detector."""
+    kind, path = _found(name)
+    stamp = "" if path is None else f"{kind.id} {path} {path.stat().st_mtime_ns}"
+    return f"{stamp} {detector_state(DETECTOR)}"
+
+
+def open_encoder(name: str) -> FaceEncoder:
+    """The encoder of that name, one of :data:`ENCODERS`, opened once while its file is the same.
+
+    "auto" is SFace where its file is there, else insightface's. Raises :class:`SeFiError` when
+    there is no file, or onnxruntime is missing.
+    """
+    check_choice("encoder", name, ENCODERS)
+    kind, path = _found(name)
+    if path is None:
+        raise SeFiError(_missing(kind, name))
+    use_gpu = not comfy.model_management.cpu_mode()
+    return _opened(kind.id, path, path.stat().st_mtime_ns, use_gpu)
+
+
+def judge_pictures(
+    images: torch.Tensor, reference: torch.Tensor, training_photo: torch.Tensor | None, encoder: str
+) -> tuple[list[Judged], Pictures]:
+    """:func:`likeness.judge` of IMAGE batches, with a progress bar and cancelling.
+
+    Also gives what the pictures are as pixels. Raises :class:`SeFiError` for what is no batch of
+    pictures, for photos without a face and for an encoder that is not there.
+    """
+    pictures = Pictures(
+        pixels_of_batch(images, "images"),
+        pixels_of_batch(reference, "reference"),
+        [] if training_photo is None else pixels_of_batch(training_photo, "training_photo"),
+    )
+    model = open_encoder(encoder)
+    count = len(pictures.images) + len(pictures.reference) + len(pictures.training)
+    judged = judge(
+        pictures.images,
+        pictures.reference,
+        pictures.training,
+        open_detector(DETECTOR),
+        model,
+        _progress(count),
+    )
+    return judged, pictures
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The batches as lists of RGB pictures (height, width, 3), uint8."""
+
+    images: list[np.ndarray]
+    reference: list[np.ndarray]
+    training: list[np.ndarray]
+
+
+def pixels_of_batch(batch: torch.Tensor, name: str) -> list[np.ndarray]:
+    """The pictures of an IMAGE as RGB (height, width, 3), uint8.
+
+    Raises :class:`SeFiError` with the input's ``name`` for what is no batch of pictures.
+    """
+    if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or 0 in batch.shape:
+        shape = tuple(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
+        raise SeFiError(
+            f"{name} is empty or not a batch of pictures ({shape}): connect a node that gives at "
+            "least one picture"
+        )
+    for number, picture in enumerate(batch, start=1):
+        if not torch.isfinite(picture).all():
+            raise SeFiError(
+                f"{name} holds values that are not numbers (NaN or infinite) in picture {number}: "
+                "check the node that made it, often a VAE decoding in half precision"
+            )
+    return [pixels_of(in_colour(picture)).numpy() for picture in batch]
+
+
+def _progress(count: int) -> Callable[[int], None]:
+    bar = comfy.utils.ProgressBar(count)
+
+    def on_picture(done: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done)
+
+    return on_picture
+
+
+def _found(name: str) -> tuple[Kind, Path | None]:
+    """The kind that a name means, and its file if there is one."""
+    kinds = list(KINDS.values()) if name == "auto" else [KINDS.get(name, SFACE)]
+    for kind in kinds:
+        folders = model_folders() if kind is INSIGHT else sface_folders()
+        path = find_model(kind, folders)
+        if path is not None:
+            return kind, path
+    return kinds[0], None
+
+
+def _missing(kind: Kind, name: str) -> str:
+    if kind is INSIGHT:
+        folder = model_folders()[0] / "models" / "buffalo_l"
+        return (
+            f"no face recogniser of insightface was found: put {kind.files[0]} of its model pack "
+            f"buffalo_l into {folder}, or set encoder to 'sface'; nothing is downloaded for you"
+        )
+    rest = "" if name == "sface" else ", or insightface's models into models/insightface"
+    return (
+        f"no face recogniser was found: put {kind.files[0]} (or {kind.files[-1]}) of OpenCV's "
+        f"model zoo into {sface_folders()[0]}{rest}; nothing is downloaded for you"
+    )
+
+
+@lru_cache(maxsize=2)
+def _opened(kind: str, path: Path, changed: int, use_gpu: bool) -> FaceEncoder:
+    return FaceEncoder(KINDS[kind], path, use_gpu)
