@@ -6,7 +6,7 @@ VENV := .venv/bin/python
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job bench-quality bench-cost
+.PHONY: setup lint test demo thumbnails mini-sd-check main-job test-photos bench-quality bench-cost bench-full
 
 setup:
 	@bash tools/setup.sh
@@ -41,3 +41,13 @@ bench-quality: setup
 
 bench-cost: setup
 	@$(VENV) -m benchmarks.cost
+
+# Figures on real photos, a contact sheet in output/photos.png, and those tests of `make test`.
+test-photos: export OMP_NUM_THREADS := 1
+test-photos: setup
+	@$(VENV) tests/photos/measure.py
+	@$(VENV) -m pytest tests/photos $(ARGS)
+
+# FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
+bench-full: setup
+	@MALLOC_MMAP_THRESHOLD_=1048576 $(VENV) tests/comfy/full_shape.py

@@ -41,8 +41,10 @@ HEADS = Path(__file__).with_name("heads.json")
 SHEET = photos.REPOSITORY / "output" / "photos.png"
 
 OVERLAP = 0.35
-# Two people are as large, as central or as far to the left as each other within this.
-TIE = 0.15
+# Two people are as large as each other within this share of the area (an eighth of the length: the
+# box of a side view is taller), as central within this share of half the diagonal, and as far to
+# the left within this share of a face's width.
+TIES = {"largest": 0.25, "most central": 0.075, "index": 0.15}
 
 Box = tuple[float, float, float, float]
 
@@ -161,8 +163,7 @@ def choices(results: list[Result]) -> Groups:
     """The choice among several, judged by the boxes of the truth.
 
     By index: the people from left to right. Groups with someone who need not be found count only
-    for the largest. Ties of less than :data:`TIE` (of the area; of the distance to the middle, in
-    half diagonals; of the width of a face) may be decided either way.
+    for the largest. Ties, by :data:`TIES`, may be decided either way.
     """
     groups = Groups()
     for result in results:
@@ -171,14 +172,15 @@ def choices(results: list[Result]) -> Groups:
             continue
         areas = [(face[2] - face[0]) * (face[3] - face[1]) for face in faces]
         one = _chosen(result, "largest")
-        groups.add("largest", name, one is not None and areas[one] >= max(areas) * (1 - TIE))
+        least = max(areas) * (1 - TIES["largest"])
+        groups.add("largest", name, one is not None and areas[one] >= least)
         if result.photo["ignore"]:
             continue
         middle = np.array(result.size[::-1]) / 2
         centres = np.array([[(a + c) / 2, (b + d) / 2] for a, b, c, d in faces])
         distances = np.linalg.norm(centres - middle, axis=1) / np.linalg.norm(middle)
         one = _chosen(result, "most central")
-        near = one is not None and distances[one] <= min(distances) + TIE / 2
+        near = one is not None and distances[one] <= min(distances) + TIES["most central"]
         groups.add("most central", name, near)
         order = [_chosen(result, "left to right", index) for index in range(len(result.found))]
         groups.add("index", name, len(order) == len(faces) and _from_the_left(order, faces))
@@ -200,7 +202,7 @@ def _from_the_left(order: list[int | None], faces: list[Box]) -> bool:
         return False
     for one, following in zip(known, known[1:], strict=False):
         a, b = faces[one], faces[following]
-        if (a[0] + a[2]) / 2 > (b[0] + b[2]) / 2 + TIE * (a[2] - a[0]):
+        if (a[0] + a[2]) / 2 > (b[0] + b[2]) / 2 + TIES["index"] * (a[2] - a[0]):
             return False
     return True
 
