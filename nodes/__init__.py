@@ -16,6 +16,8 @@ NODES = {
     "SeFiLoadIdentity": "identity_files",
     "SeFiApplyIdentity": "apply_identity",
     "SeFiAttentionMap": "attention_map",
+    "SeFiLikeness": "likeness",
+    "SeFiPromptScore": "prompt_score",
 }
 """Node class (named like its node id) -> module of this package."""
 

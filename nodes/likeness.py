@@ -33,6 +33,7 @@ class SeFiLikeness(io.ComfyNode):
                 "of the same person. Sorts the pictures, the most alike first. Needs a recognition "
                 "model in models/face_recognition or models/insightface; nothing is downloaded."
             ),
+            is_output_node=True,
             search_aliases=["similarity", "face recognition", "face match", "best of", "arcface"],
             inputs=[
                 io.Image.Input(

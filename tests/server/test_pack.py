@@ -16,6 +16,8 @@ NODE_IDS = [
     "SeFiLoadIdentity",
     "SeFiApplyIdentity",
     "SeFiAttentionMap",
+    "SeFiLikeness",
+    "SeFiPromptScore",
 ]
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 
@@ -41,7 +43,7 @@ def all_inputs(info):
     return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
 
 
-def test_the_server_has_the_six_nodes_and_no_other_of_the_pack(object_info):
+def test_the_server_has_these_nodes_and_no_other_of_the_pack(object_info):
     assert {name for name in object_info if name.startswith("SeFi")} == set(NODE_IDS)
 
 
