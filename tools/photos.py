@@ -8,6 +8,7 @@ is set up for, the others from the registry that npm is set up for: about 230 MB
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import html
 import io
@@ -18,8 +19,9 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
@@ -108,36 +110,35 @@ def _split(source: str) -> tuple[str, str]:
 def _keep(content: bytes, archive: str, wanted: dict[str, dict]) -> dict[str, str]:
     """Write the ``wanted`` photos, by their path in the archive; why the others are missing."""
     reasons = {photo["name"]: f"not in {archive}" for photo in wanted.values()}
-    for inside, photo, read in _members(content, archive, wanted):
-        picture = read()
-        if _sha256(picture) != photo["sha256"]:
-            reasons[photo["name"]] = f"{inside} in {archive} is another picture"
-            continue
-        part = path_of(photo).with_suffix(".part")
-        part.write_bytes(picture)
-        part.replace(path_of(photo))
-        del reasons[photo["name"]]
+    try:
+        for inside, picture in _members(content, archive, wanted):
+            photo = wanted[inside]
+            if _sha256(picture) != photo["sha256"]:
+                reasons[photo["name"]] = f"{inside} in {archive} is another picture"
+                continue
+            part = path_of(photo).with_suffix(".part")
+            part.write_bytes(picture)
+            part.replace(path_of(photo))
+            del reasons[photo["name"]]
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise NotThere(f"{archive} cannot be read: {error}") from error
     return reasons
 
 
-def _members(
-    content: bytes, archive: str, wanted: dict[str, dict]
-) -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
+def _members(content: bytes, archive: str, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of those files of the archive that are ``wanted``."""
     file = io.BytesIO(content)
-    try:
-        if archive.endswith(".whl"):
-            with zipfile.ZipFile(file) as wheel:
-                for inside in wanted.keys() & set(wheel.namelist()):
-                    yield inside, wanted[inside], lambda inside=inside: wheel.read(inside)
-            return
-        with tarfile.open(fileobj=file) as ball:
-            for member in ball:
-                if member.isfile() and member.name in wanted:
-                    opened = ball.extractfile(member)
-                    assert opened is not None  # a file has content
-                    yield member.name, wanted[member.name], opened.read
-    except (zipfile.BadZipFile, tarfile.TarError) as error:
-        raise NotThere(f"{archive} cannot be read: {error}") from error
+    if archive.endswith(".whl"):
+        with zipfile.ZipFile(file) as wheel:
+            for inside in wheel.namelist():
+                if inside in wanted:
+                    yield inside, wheel.read(inside)
+        return
+    with tarfile.open(fileobj=file) as ball:
+        for member in ball:
+            opened = ball.extractfile(member) if member.name in wanted else None
+            if opened is not None:
+                yield member.name, opened.read()
 
 
 class _PythonIndex:

@@ -114,11 +114,11 @@ def test_no_head_is_missed_by_far(overlaps):
     assert min(overlaps.values()) >= 0.6, overlaps
 
 
-def test_detection_costs_less_than_a_small_network(results):
+def test_detection_costs_less_than_twenty_convolutions(results, one_thread):
     """At most what twenty convolutions take beside it: 60 ms of a core of 2023.
 
-    They have 64 channels in and out, 3 x 3 filters and 80 x 80 pixels: 4.7 billion products. The
-    photos are those with a face, which one look finds.
+    They have 64 channels in and out, 3 x 3 filters and 80 x 80 pixels: 4.7 billion products. In
+    the mean over photos with a face, where some need a second look.
     """
     picture, filters = torch.zeros(1, 64, 80, 80), torch.zeros(64, 64, 3, 3)
 
@@ -128,9 +128,11 @@ def test_detection_costs_less_than_a_small_network(results):
             F.conv2d(picture, filters, padding=1)
         return process_time() - start
 
-    again = [measure.detect(one.photo, YuNetDetector()) for one in results["faces"][::5]]
-    bar = min(twenty() for _ in range(5))
-    assert np.median([one.seconds for one in again]) <= bar
+    some, bars, times = (results["faces"] + results["johns"])[::6], [], []
+    for one in some:  # in turns, so that a busy machine slows both
+        bars.append(twenty())
+        times.append(measure.detect(one.photo, YuNetDetector()).seconds)
+    assert np.mean(times) <= np.mean(bars)
 
 
 class TestTheMeasureItself:
