@@ -12,7 +12,7 @@ from ..sefi_core.comfyui.library import check_saveable_name
 from ..sefi_core.errors import raised_by
 from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
 from ..sefi_core.learning.photos import pair_photos
-from ..sefi_core.learning.settings import DTYPES, TrainingSettings
+from ..sefi_core.learning.settings import CHECKPOINTING, DTYPES, TrainingSettings
 from ..sefi_core.text.captions import AUTO
 from ..sefi_core.text.placeholders import check_name
 from .types import (
@@ -50,7 +50,10 @@ class SeFiTrainIdentity(io.ComfyNode):
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="Stable Diffusion 1.x to learn the identity for."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Stable Diffusion 1.x, 2.x, SDXL or their kin to learn it for.",
+                ),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.Image.Input(
@@ -119,6 +122,15 @@ class SeFiTrainIdentity(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, gradient_checkpointing: object = None) -> bool | str:
+        """Workflows of before it was a choice have a truth value here, which a choice is not."""
+        given = gradient_checkpointing
+        for choice in given if isinstance(given, list) else [given]:
+            if not (choice is None or isinstance(choice, bool) or choice in CHECKPOINTING):
+                return f"{choice!r:.200} is none of {', '.join(CHECKPOINTING)}: choose one of these"
+        return True
 
     @classmethod
     def execute(
@@ -270,12 +282,13 @@ def _advanced_inputs() -> list[io.Input]:
         io.Int.Input(
             "resolution",
             default=DEFAULTS.resolution,
-            min=64,
+            min=0,
             max=2048,
             step=64,
             optional=True,
             advanced=True,
-            tooltip="Side of the square training pictures in pixels. SD 1.x was made for 512.",
+            tooltip="Side of the square training pictures in pixels; 0 is what the model was made "
+            "for: 512 (SD 1.x), 768 (SD 2.x) or 1024 (SDXL).",
         ),
         io.String.Input(
             "templates",
@@ -293,12 +306,14 @@ def _advanced_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Precision of the U-Net while training; auto is the model's own.",
         ),
-        io.Boolean.Input(
+        io.Combo.Input(
             "gradient_checkpointing",
+            options=list(CHECKPOINTING),
             default=DEFAULTS.gradient_checkpointing,
             optional=True,
             advanced=True,
-            tooltip="Less memory for more time: the U-Net is computed once more going back.",
+            tooltip="Less memory for more time: the U-Net is computed once more going back. auto: "
+            "where a step does not fit into the memory that is free; the log says so.",
         ),
         io.Int.Input(
             "preview_every",

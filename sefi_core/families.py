@@ -17,16 +17,14 @@ class Family:
     """The text encoders, as ComfyUI's tokens name them; their contexts stand side by side."""
     resolution: int
     """Side of the square pictures that it was trained on, in pixels."""
-    trainable: bool
-    """Whether SeFi Train Identity learns on it."""
 
 
 FAMILIES = {
     family.id: family
     for family in (
-        Family("sd1", "SD 1.x", ("l",), 512, trainable=True),
-        Family("sd2", "SD 2.x", ("h",), 768, trainable=False),
-        Family("sdxl", "SDXL", ("l", "g"), 1024, trainable=False),
+        Family("sd1", "SD 1.x", ("l",), 512),
+        Family("sd2", "SD 2.x", ("h",), 768),
+        Family("sdxl", "SDXL", ("l", "g"), 1024),
     )
 }
 

@@ -38,6 +38,11 @@ def family_of(model: ModelPatcher) -> str:
     return type(config).__name__
 
 
+def is_refiner(model: ModelPatcher) -> bool:
+    """Whether a MODEL is SDXL's refiner, which goes on with pictures of SDXL."""
+    return isinstance(model.model.model_config, comfy.supported_models.SDXLRefiner)
+
+
 def model_sampling_of(model: ModelPatcher) -> Any:
     """The ``model_sampling`` in force of a MODEL, which nodes such as ModelSamplingDiscrete set.
 
@@ -84,6 +89,19 @@ def cross_attention_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module
         if isinstance(layer, SpatialTransformer)
         for index, transformer in enumerate(layer.transformer_blocks)
     }
+
+
+def representative_layers(unet: torch.nn.Module) -> dict[Block, torch.nn.Module]:
+    """One cross-attention layer of each place in the U-Net, the middle one of those in a row.
+
+    SDXL has up to ten in a row, on the same queries' grid, whose maps would take ten times the
+    memory; Stable Diffusion 1.x and 2.x have one.
+    """
+    rows: dict[tuple[str, int], list[Block]] = {}
+    layers = cross_attention_layers(unet)
+    for block in layers:
+        rows.setdefault(block[:2], []).append(block)
+    return {block: layers[block] for row in rows.values() for block in (row[len(row) // 2],)}
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -16,14 +16,13 @@ import torch
 from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
 from ..faces.recognition import INSIGHT, KINDS, SFACE, FaceEncoder, Kind, find_model
+from ..faces.yunet import YuNetDetector
 from ..images import in_colour, pixels_of
 from ..likeness import LEAST, Judged, judge
-from .faces import detector_state, model_folders, open_detector
+from .faces import model_folders
 
 FOLDER = "face_recognition"
 ENCODERS = ("auto", *KINDS)
-DETECTOR = "auto"
-"""Of SeFi Face Mask: the detector that finds the faces to compare."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,9 @@ def sface_folders() -> list[Path]:
 
 
 def encoder_state(name: str) -> str:
-    """What else than its name decides what an encoder says: its file, and the faces' detector."""
+    """What else than its name decides what an encoder says: its file."""
     kind, path = _found(name)
-    stamp = "" if path is None else f"{kind.id} {path} {path.stat().st_mtime_ns}"
-    return f"{stamp} {detector_state(DETECTOR)}"
+    return "" if path is None else f"{kind.id} {path} {path.stat().st_mtime_ns}"
 
 
 def open_encoder(name: str) -> FaceEncoder:
@@ -88,7 +86,7 @@ def judge_pictures(
         pictures.images,
         pictures.reference,
         pictures.training,
-        open_detector(DETECTOR),
+        YuNetDetector(),  # whose five points the scale was measured with
         model,
         _progress(count),
     )

@@ -13,6 +13,9 @@ from .parametrisation import PARAMETRISATIONS
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 
+CHECKPOINTING = ("auto", "on", "off")
+"""Whether the U-Net is computed once more in the backward pass, to save memory."""
+
 DEFAULT_TEMPLATES = (
     "a photo of <name>",
     "a picture of <name>",
@@ -27,7 +30,7 @@ _WHOLE = {
     "stages": (1, TRAINING_TIMESTEPS),
     "vectors": (1, MAX_VECTORS),
     "batch_size": (1, 1024),
-    "resolution": (64, 16384),
+    "resolution": (0, 16384),
     "preview_every": (0, 1_000_000),
 }
 _NUMBERS = {
@@ -59,13 +62,14 @@ class TrainingSettings:
     """Of the placeholder's share of attention outside the face mask; nothing without a mask."""
     background_weight: float = 0.0
     """Of the noise loss outside the face mask; nothing without a mask."""
-    resolution: int = 512
-    """Side of the square training pictures, in pixels."""
+    resolution: int = 0
+    """Side of the square training pictures, in pixels; 0 is the model family's own."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     captions: tuple[str, ...] = (AUTO,)
     """What the photos show beside the identity: one for each photo, or one for all."""
     dtype: str = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "auto"
+    """One of :data:`CHECKPOINTING`; True and False, as it was once, are "on" and "off"."""
     preview_every: int = 50
     """Steps between preview pictures; 0 for none."""
 
@@ -74,7 +78,16 @@ class TrainingSettings:
             check_whole(name, getattr(self, name), least, most)
         for name, (least, most) in _NUMBERS.items():
             check_number(name, getattr(self, name), least, most)
+        if isinstance(self.gradient_checkpointing, bool):
+            as_ever = "on" if self.gradient_checkpointing else "off"
+            object.__setattr__(self, "gradient_checkpointing", as_ever)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING)
+        if 0 < self.resolution < 64:
+            raise SeFiError(
+                f"resolution is {self.resolution}: set it to 64 pixels or more, or to 0 for the "
+                "model's own"
+            )
         check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         if not self.templates:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import comfy.lora
 import comfy.sample
 import comfy.samplers
 import comfy.sd
 import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.families import FAMILIES
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.oracle import Oracle, Person, Prompt, Region, cfg
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
@@ -70,9 +72,20 @@ class World:
 def identity(clip, name: str, stages: int, seed: int) -> Identity:
     """Random vectors about the class word's, another pair for each stage."""
     generator = torch.Generator().manual_seed(seed)
-    word = class_word_embedding(clip, "person")["l"]
-    keys, values = (word + 0.1 * torch.randn(stages, 1, 128, generator=generator) for _ in "kv")
-    return Identity(name, "person", "sd1", {"l": keys}, {"l": values})
+    word = class_word_embedding(clip, "person")
+    keys, values = (
+        {
+            encoder: rows + 0.1 * torch.randn(stages, 1, rows.shape[1], generator=generator)
+            for encoder, rows in word.items()
+        }
+        for _ in "kv"
+    )
+    return Identity(name, "person", family_of_encoders(tuple(word)), keys, values)
+
+
+def family_of_encoders(encoders: tuple[str, ...]) -> str:
+    """The id of the family that has these text encoders."""
+    return next(family.id for family in FAMILIES.values() if family.encoders == encoders)
 
 
 def random_latents(count: int, seed: int) -> torch.Tensor:
@@ -87,8 +100,7 @@ def apply(model, clip, identity, strength_k=1.0, strength_v=1.0, start=0.0, end=
 
 
 def person(identity: Identity, **settings) -> Person:
-    keys, values = identity.key_vectors["l"], identity.value_vectors["l"]
-    return Person(identity.class_word, keys, values, **settings)
+    return Person(identity.class_word, identity.key_vectors, identity.value_vectors, **settings)
 
 
 def setting(checkpoint: str) -> SimpleNamespace:
@@ -143,15 +155,23 @@ def text_guidance(setting, text=TEXT, negative=NEGATIVE):
     return cfg([Region(setting.prompt(text))], [Region(setting.prompt(negative))], SCALE)
 
 
-def random_lora(seed=5):
-    """A random LoRA on the text encoder and one on the U-Net."""
+def random_lora(world: World, seed=5):
+    """A random LoRA on the text encoders and one on the U-Net."""
     generator = torch.Generator().manual_seed(seed)
+    names = comfy.lora.model_lora_keys_unet(world.model.model, {})
+    names = comfy.lora.model_lora_keys_clip(world.clip.cond_stage_model, names)
+    weights = {**world.model.model.state_dict(), **world.clip.cond_stage_model.state_dict()}
+    changed = (
+        "encoder.layers.1.mlp.fc1.weight",
+        "middle_block.1.transformer_blocks.0.attn2.to_v.weight",
+        "middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+    )
     lora = {}
-    for key, size_out, size_in in (
-        ("lora_te_text_model_encoder_layers_1_mlp_fc1", 512, 128),
-        ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v", 192, 128),
-        ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k", 192, 128),
-    ):
-        lora[f"{key}.lora_up.weight"] = torch.randn(size_out, 4, generator=generator)
-        lora[f"{key}.lora_down.weight"] = torch.randn(4, size_in, generator=generator) * 0.1
+    for key in dict.fromkeys(names.values()):
+        if isinstance(key, str) and key.endswith(changed):
+            name = next(name for name, of in names.items() if of == key)
+            size_out, size_in = weights[key].shape
+            lora[f"{name}.lora_up.weight"] = torch.randn(size_out, 4, generator=generator)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, size_in, generator=generator)
+    assert len(lora) >= 6
     return lora

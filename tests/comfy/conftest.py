@@ -15,10 +15,24 @@ from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def mini_checkpoint(tmp_path_factory) -> str:
-    """Path of a miniature Stable Diffusion checkpoint with random fp32 weights."""
-    path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
-    random_checkpoint.save(path, torch.float32)
+def family(request) -> str:
+    """The family of the random miniature; :data:`random_checkpoint.of_all_families` chooses it."""
+    return getattr(request, "param", "sd1")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A folder for random miniatures, each made once."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint(checkpoints, family) -> str:
+    """Path of a miniature checkpoint of the family with random fp32 weights."""
+    random_checkpoint.register()
+    path = checkpoints / f"{family}.safetensors"
+    if not path.exists():
+        random_checkpoint.save(path, torch.float32, family=random_checkpoint.FAMILIES[family])
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""Run in a process of its own: Stable Diffusion 1.5 in its true shape, with random fp16 weights.
+"""Run in a process of its own: a family's true shape with random fp16 weights, ``FAMILY=sdxl``.
 
 Loads the checkpoint with CheckpointLoaderSimple, trains two steps, saves, loads, applies and
 samples, and prints one JSON object: what came out, and how much private memory each phase took.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,21 +20,49 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 64  # pixels; the deepest level of the U-Net is then a single cell
 NOISE = 1_000_003
+STEPS = 2
 
-UNET_CONFIG = {
+_SD = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 320,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
+_SD1 = {
+    **_SD,
     "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4],
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
     "transformer_depth_middle": 1,
     "num_heads": 8,
-    "use_spatial_transformer": True,
     "context_dim": 768,
-    "legacy": False,
+}
+UNET_CONFIGS = {
+    "sd1": _SD1,
+    "sd2": {
+        **_SD1,
+        "num_heads": -1,
+        "num_head_channels": 64,
+        "context_dim": 1024,
+        "use_linear_in_transformer": True,
+    },
+    "sdxl": {
+        **_SD,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+        "num_heads": -1,
+        "num_head_channels": 64,
+        "context_dim": 2048,
+        "use_linear_in_transformer": True,
+        "num_classes": "sequential",
+        "adm_in_channels": 2816,
+    },
 }
 VAE_CONFIG = {
     "double_z": True,
@@ -48,33 +78,62 @@ VAE_CONFIG = {
 }
 
 
-def write_checkpoint(path: Path) -> None:
-    """A file of 2 GB in the layout of Stable Diffusion 1.5, every layer about variance one."""
+def layout(family: str):
+    """The tensors of the family's checkpoint as ComfyUI saves them, on the meta device."""
     import comfy.ldm.models.autoencoder
     import comfy.ldm.modules.diffusionmodules.openaimodel
     import comfy.ops
     import comfy.sd1_clip
-    import safetensors.torch
+    import comfy.sdxl_clip
+    import comfy.supported_models
+    import comfy.text_encoders.sd2_clip
     import torch
 
+    supported, text_model, encoders = {
+        "sd1": (comfy.supported_models.SD15, comfy.sd1_clip.SD1ClipModel, "l"),
+        "sd2": (comfy.supported_models.SD20, comfy.text_encoders.sd2_clip.SD2ClipModel, "h"),
+        "sdxl": (comfy.supported_models.SDXL, comfy.sdxl_clip.SDXLClipModel, "lg"),
+    }[family]
+    config = supported(UNET_CONFIGS[family])
     with torch.device("meta"):
-        modules = {
-            "model.diffusion_model.": comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
-                **UNET_CONFIG, device="meta", operations=comfy.ops.disable_weight_init
-            ),
-            "cond_stage_model.transformer.": comfy.sd1_clip.SD1ClipModel(
-                device="meta", dtype=torch.float16
-            ).clip_l.transformer,
-            "first_stage_model.": comfy.ldm.models.autoencoder.AutoencoderKL(
-                ddconfig=VAE_CONFIG, embed_dim=4
-            ),
-        }
+        unet = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
+            **UNET_CONFIGS[family], device="meta", operations=comfy.ops.disable_weight_init
+        )
+        text = text_model(device="meta", dtype=torch.float16)
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE_CONFIG, embed_dim=4)
+    named = {
+        f"clip_{name}.transformer.{key}": value
+        for name in encoders
+        for key, value in getattr(text, f"clip_{name}").transformer.state_dict().items()
+    }
+    return {
+        **config.process_unet_state_dict_for_saving(unet.state_dict()),
+        **config.process_clip_state_dict_for_saving(named),
+        **config.process_vae_state_dict_for_saving(vae.state_dict()),
+    }
+
+
+def write_checkpoint(path: Path, family: str) -> None:
+    """A fp16 checkpoint of the family's true shape, every layer about variance one.
+
+    Written tensor by tensor: SDXL's would not fit beside a copy of itself.
+    """
+    import torch
+
+    shapes = {name: tensor.shape for name, tensor in layout(family).items()}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     # Drawn once and repeated: a thousand million normal numbers take half a minute. The length has
     # no factor in common with any layer's, so no two rows of a layer are the same.
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0)).half()
-    used, state_dict = 0, {}
-    for prefix, module in modules.items():
-        for name, shape in ((name, tensor.shape) for name, tensor in module.state_dict().items()):
+    used = 0
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
             tensor = torch.full(shape, float(name.endswith("weight")), dtype=torch.float16)
             if len(shape) > 1:
                 spread = 0.02 if "embedding" in name else math.prod(shape[1:]) ** -0.5
@@ -82,8 +141,7 @@ def write_checkpoint(path: Path) -> None:
                 drawn = noise.roll(-used).repeat(repeats)[: tensor.numel()]
                 tensor = drawn.mul_(spread).reshape(shape)
                 used = (used + tensor.numel()) % NOISE
-            state_dict[prefix + name] = tensor
-    safetensors.torch.save_file(state_dict, str(path))
+            file.write(tensor.contiguous().numpy().tobytes())
 
 
 def private_bytes() -> int:
@@ -129,7 +187,8 @@ def main() -> None:
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "full.safetensors"
-    write_checkpoint(checkpoint)
+    family = os.environ.get("FAMILY", "sd1")
+    write_checkpoint(checkpoint, family)
 
     def sample(model, clip, prompt: str) -> torch.Tensor:
         positive, negative = (
@@ -149,16 +208,18 @@ def main() -> None:
             vae.encode(photo)
         loaded = private_bytes()
         settings = TrainingSettings(
-            steps=2,
+            steps=STEPS,
             resolution=SIDE,
             preview_every=0,
             templates=("a photo of <name>",),
             captions=(),
         )
+        began = time.perf_counter()
         with peak_of(peaks, "training"):
             result = train_identity(
                 model, clip, vae, pair_photos([photo], None), "anna", "person", settings
             )
+        seconds = time.perf_counter() - began
         SeFiSaveIdentity.execute(result.identity, "full", "error")
         identity = SeFiLoadIdentity.execute("full.safetensors").result[0]
         applied = SeFiApplyIdentity.execute(model, clip, identity, 1.0, 1.0, 0.0, 1.0).result
@@ -169,12 +230,16 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "family": identity.family,
+                "seconds_per_step": seconds / STEPS,
                 "checkpoint_bytes": checkpoint.stat().st_size,
                 "unet_parameters": sum(p.numel() for p in unet),
                 "unet_dtype": str(unet[0].dtype),
                 "loaded_bytes": loaded,
                 "peak_bytes": peaks,
                 "training_extra_bytes": peaks["training"] - loaded,
+                "extra_bytes_per_weight": (peaks["training"] - loaded)
+                / sum(p.numel() for p in unet),
                 "losses": [step.loss for step in result.history],
                 "widths": identity.widths,
                 "same_after_file": identity.same_content(result.identity),

@@ -14,12 +14,15 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import comfy.model_management
 import numpy as np
 import torch
 
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.x
+
+Encoded = tuple[torch.Tensor, torch.Tensor]
 
 
 def training_sigmas(zero_terminal_snr: bool = False) -> np.ndarray:
@@ -40,13 +43,21 @@ def timestep_of(sigma: float, sigmas: np.ndarray | None = None) -> int:
     return int(np.abs(np.log(sigmas) - math.log(sigma)).argmin())
 
 
+class Texts(NamedTuple):
+    """What K and V are projected from, (1, tokens, width) each, and the pooled output."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    pooled: torch.Tensor
+
+
 @dataclass
 class Person:
-    """The oracle's idea of an identity: token embeddings (stages, vectors, width)."""
+    """The oracle's idea of an identity: token embeddings (stages, vectors, width) by encoder."""
 
     class_word: str
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: dict[str, torch.Tensor]
+    values: dict[str, torch.Tensor]
     strength_k: float = 1.0
     strength_v: float = 1.0
     start: float = 0.0
@@ -56,64 +67,87 @@ class Person:
         """The stage at a training timestep, None where the person is not used."""
         if not (1 - self.end) * 999 <= timestep <= (1 - self.start) * 999:
             return None
-        return len(self.keys) * timestep // 1000
+        return len(next(iter(self.keys.values()))) * timestep // 1000
 
 
 class Prompt:
     """A prompt such as ``"a photo of <anna>"``, encoded on demand for each stage."""
 
-    def __init__(self, clip, text: str, people: dict[str, Person] | None = None) -> None:
+    def __init__(
+        self, clip, text: str, people: dict[str, Person] | None = None, text_l: str | None = None
+    ) -> None:
         self.people = people or {}
-        self.names = [name for name in re.findall(r"<(\w+)>", text) if name in self.people]
-        plain = text
-        for name, person in self.people.items():
-            plain = plain.replace(f"<{name}>", person.class_word)
         self.clip = clip
-        self.tokens = clip.tokenize(plain)
-        self.words = {
-            name: [token for token, _ in clip.tokenize(person.class_word)["l"][0][1:]]
+        self.tokens = clip.tokenize(self._plain(text))
+        self.names = dict.fromkeys(self.tokens, self._names(text))
+        if text_l is not None:  # as SDXL's own text node does
+            self.tokens["l"] = clip.tokenize(self._plain(text_l))["l"]
+            self.names["l"] = self._names(text_l)
+        self.words = {}
+        for name, person in self.people.items():
+            chunks = next(iter(clip.tokenize(person.class_word).values()))
+            ids = [token for token, _ in chunks[0][1:]]
+            self.words[name] = ids[: ids.index(49407)]  # up to the end token
+        mean = {
+            name: self._moved(
+                name, {e: rows.mean(0) for e, rows in person.values.items()}, person.strength_v
+            )
             for name, person in self.people.items()
         }
-        for name, ids in self.words.items():
-            self.words[name] = ids[: ids.index(49407)]  # up to the end token
-        self.base = self._encode(
-            {
-                name: self._moved(name, person.values.mean(0), person.strength_v)
-                for name, person in self.people.items()
-            }
-        )
+        self.base, self.pooled = self._encode(mean)
         """What leaves the CLIP: a textual inversion with the V vectors' mean over the stages."""
         self.cache: dict = {}
 
-    def contexts(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What K and V are projected from, (1, tokens, width) each."""
+    def _names(self, text: str) -> list[str]:
+        return [name for name in re.findall(r"<(\w+)>", text) if name in self.people]
+
+    def _plain(self, text: str) -> str:
+        for name, person in self.people.items():
+            text = text.replace(f"<{name}>", person.class_word)
+        return text
+
+    def contexts(self, timestep: int) -> Texts:
+        """What the U-Net gets at a training timestep."""
         stages = {name: person.stage(timestep) for name, person in self.people.items()}
         key = tuple(stages.values())
         if key not in self.cache:
-            chosen: list[dict[str, torch.Tensor]] = [{}, {}]
+            chosen: list[dict[str, dict[str, torch.Tensor]]] = [{}, {}]
             for name, stage in stages.items():
                 person = self.people[name]
                 if stage is None:
                     continue
                 for vectors, rows, strength in (
-                    (chosen[0], person.keys[stage], person.strength_k),
-                    (chosen[1], person.values[stage], person.strength_v),
+                    (chosen[0], person.keys, person.strength_k),
+                    (chosen[1], person.values, person.strength_v),
                 ):
-                    vectors[name] = self._moved(name, rows, strength)
-            self.cache[key] = self._encode(chosen[0]), self._encode(chosen[1])
+                    of_stage = {encoder: all_rows[stage] for encoder, all_rows in rows.items()}
+                    vectors[name] = self._moved(name, of_stage, strength)
+            value, pooled = self._encode(chosen[1])
+            self.cache[key] = Texts(self._encode(chosen[0])[0], value, pooled)
         return self.cache[key]
 
-    def _moved(self, name: str, rows: torch.Tensor, strength: float) -> torch.Tensor:
+    def _moved(
+        self, name: str, rows: dict[str, torch.Tensor], strength: float
+    ) -> dict[str, torch.Tensor]:
         """Token embeddings on the line from the class word's to a person's."""
         ids = torch.tensor(self.words[name])
-        word = self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()(ids)
-        return torch.lerp(word.float(), rows, strength)
+        moved = {}
+        for encoder, of_encoder in rows.items():
+            model = getattr(self.clip.cond_stage_model, f"clip_{encoder}")
+            word = model.transformer.get_input_embeddings()(ids)
+            moved[encoder] = torch.lerp(word.float(), of_encoder, strength)
+        return moved
 
-    def _encode(self, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _encode(self, vectors: dict[str, dict[str, torch.Tensor]]) -> Encoded:
         """Encode with the n-th class word of the prompt replaced by its person's vectors."""
-        chunks = [[list(pair) for pair in chunk] for chunk in self.tokens["l"]]
+        tokens = {encoder: self._put(encoder, vectors) for encoder in self.tokens}
+        return self.clip.encode_from_tokens(tokens, return_pooled=True)
+
+    def _put(self, encoder: str, vectors: dict[str, dict[str, torch.Tensor]]) -> list:
+        """The tokens of one encoder with the vectors in the place of class words."""
+        chunks = [[list(pair) for pair in chunk] for chunk in self.tokens[encoder]]
         flat = [pair for chunk in chunks for pair in chunk]
-        names = list(self.names)
+        names = list(self.names[encoder])
         position = 0
         while names and vectors:
             ids = self.words[names[0]]
@@ -122,33 +156,33 @@ class Prompt:
                 assert position < len(flat), f"the class word of {names[0]} is not in the prompt"
             if names[0] in vectors:
                 for offset in range(len(ids)):
-                    flat[position + offset][0] = vectors[names[0]][offset]
+                    flat[position + offset][0] = vectors[names[0]][encoder][offset]
             position += len(ids)
             names.pop(0)
-        tokens = {"l": [[tuple(pair) for pair in chunk] for chunk in chunks]}
-        return self.clip.encode_from_tokens(tokens)
+        return [[tuple(pair) for pair in chunk] for chunk in chunks]
 
 
 class Fixed:
-    """A conditioning without a person: one context for all timesteps."""
+    """A conditioning without a person: one context and pooled output for all timesteps."""
 
-    def __init__(self, base: torch.Tensor) -> None:
-        self.base = base
+    def __init__(self, base: torch.Tensor, pooled: torch.Tensor) -> None:
+        self.base, self.pooled = base, pooled
 
-    def contexts(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.base, self.base
+    def contexts(self, timestep: int) -> Texts:
+        return Texts(self.base, self.base, self.pooled)
 
 
 class Concatenated:
-    """The prompts of ``parts`` behind one another."""
+    """The prompts of ``parts`` behind one another, with the pooled output of the first."""
 
     def __init__(self, *parts) -> None:
         self.parts = parts
         self.base = torch.cat([part.base for part in parts], dim=1)
+        self.pooled = parts[0].pooled
 
-    def contexts(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = zip(*(part.contexts(timestep) for part in self.parts), strict=True)
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+    def contexts(self, timestep: int) -> Texts:
+        keys, values, pooled = zip(*(part.contexts(timestep) for part in self.parts), strict=True)
+        return Texts(torch.cat(keys, dim=1), torch.cat(values, dim=1), pooled[0])
 
 
 @dataclass
@@ -200,10 +234,19 @@ class Oracle:
         self.model = self.patcher.model
         self.sigmas = training_sigmas()
 
-    def unet(self, x: torch.Tensor, sigma: float, region: Region) -> torch.Tensor:
-        """Denoised latent for one latent (1, 4, height, width) and one conditioning."""
+    def unet(
+        self, x: torch.Tensor, sigma: float, region: Region, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Denoised latent for one latent (1, 4, height, width) and one conditioning.
+
+        ``size`` is (height, width) of the whole picture in latent cells.
+        """
         timestep = timestep_of(sigma, self.sigmas)
-        key, value = region.prompt.contexts(timestep)
+        key, value, pooled = region.prompt.contexts(timestep)
+        height, width = size or x.shape[-2:]
+        vectors = {}
+        if self.model.adm_channels:
+            vectors["y"] = vector_of(pooled, 8 * height, 8 * width).to(x)
         sigma = torch.tensor([sigma])
         options = {
             "patches_replace": self.patcher.model_options["transformer_options"].get(
@@ -213,6 +256,8 @@ class Oracle:
         control = None
         if region.control is not None:
             conditioning = {"c_crossattn": region.prompt.base}
+            if vectors:
+                conditioning["y"] = vector_of(region.prompt.pooled, 8 * height, 8 * width).to(x)
             control = region.control.get_control(x, sigma, conditioning, 1, {})
         with _projected_from(self.model.diffusion_model, key, value):
             return self.model.apply_model(
@@ -221,6 +266,7 @@ class Oracle:
                 c_crossattn=region.prompt.base,
                 control=control,
                 transformer_options=options,
+                **vectors,
             )
 
     def predict(self, x: torch.Tensor, sigma: float, regions: Sequence[Region]) -> torch.Tensor:
@@ -233,7 +279,10 @@ class Oracle:
             for region in active:
                 rows, columns, top, left = region.area or (*x.shape[2:], 0, 0)
                 crop = latent[:, :, top : top + rows, left : left + columns]
-                parts = [self.unet(part, sigma, region) for part in crop.chunk(self.tiles, dim=3)]
+                parts = [
+                    self.unet(part, sigma, region, x.shape[-2:])
+                    for part in crop.chunk(self.tiles, dim=3)
+                ]
                 output = torch.zeros_like(latent)
                 output[:, :, top : top + rows, left : left + columns] = torch.cat(parts, dim=3)
                 weight = region.weight(latent.shape)
@@ -258,7 +307,19 @@ class Oracle:
                     lambda regions, x=x, sigma=sigma: self.predict(x, sigma, regions)
                 )
                 x = x + (x - denoised) / sigma * (following - sigma)
-        return x / LATENT_SCALE
+        return x / self.model.latent_format.scale_factor
+
+
+def vector_of(
+    pooled: torch.Tensor, height: int, width: int, target: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """What SDXL gets beside the context: pooled output, size, cut and target size, (1, width)."""
+    frequencies = torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    sizes = []
+    for number in (height, width, 0, 0, *(target or (height, width))):
+        angles = number * frequencies
+        sizes += [angles.cos(), angles.sin()]
+    return torch.cat([pooled, torch.cat(sizes)[None]], dim=1)
 
 
 def cfg(

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 from os import PathLike
 
+import comfy.sdxl_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.text_encoders.sd2_clip
+import pytest
 import safetensors.torch
 import torch
+from comfy.model_base import ModelType
 
 from ..mini_sd import architecture
+from ..mini_sd.architecture import Encoder, Family
 
 # Factors on PyTorch's own initialisation, tried out for contrast without saturation.
 CONTEXT_GAIN = 4.0
@@ -21,23 +28,124 @@ OUTPUT_GAIN = 0.2
 ENCODER_GAIN = 2.1
 DECODER_GAIN = 1.5
 
+SD2_ENCODERS = {"h": Encoder(96, 4, padding=0, layer=-2, projected=True)}
+SD2_UNET_CONFIG = {
+    **architecture.SD1_UNET_CONFIG,
+    "context_dim": SD2_ENCODERS["h"].width,
+    "use_linear_in_transformer": True,
+    "num_heads": -1,
+    "num_head_channels": 16,
+}
 
-def build_modules(seed: int = 0) -> dict[str, torch.nn.Module]:
-    """The modules of ``architecture.build_modules`` with weights drawn from ``seed``."""
+
+class RandomSD2ClipModel(comfy.text_encoders.sd2_clip.SD2ClipModel):
+    """ComfyUI's SD2 text encoder at a small width and depth."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        config = {"clip_h_model_config": SD2_ENCODERS["h"].config}
+        super().__init__(device, dtype, model_options={**(model_options or {}), **config})
+
+
+class RandomSD2(comfy.supported_models.SD20):
+    """Stable Diffusion 2.1 with fewer channels and a narrower text encoder."""
+
+    unet_config = {
+        **comfy.supported_models.SD20.unet_config,
+        "context_dim": SD2_UNET_CONFIG["context_dim"],
+        "model_channels": architecture.MODEL_CHANNELS,
+    }
+    unet_extra_config = {name: SD2_UNET_CONFIG[name] for name in ("num_heads", "num_head_channels")}
+    latent_format = architecture.MiniLatent
+
+    def inpaint_model(self):
+        return False  # ComfyUI takes more than four input channels for an inpainting model
+
+    def model_type(self, state_dict, prefix=""):
+        return ModelType.V_PREDICTION
+
+    def clip_target(self, state_dict=None):
+        return comfy.supported_models_base.ClipTarget(
+            comfy.text_encoders.sd2_clip.SD2Tokenizer, RandomSD2ClipModel
+        )
+
+
+class RandomRefinerClipModel(comfy.sdxl_clip.SDXLRefinerClipModel):
+    """The refiner's text encoder, SDXL's ``g`` alone."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        config = {"clip_g_model_config": architecture.SDXL_ENCODERS["g"].config}
+        super().__init__(device, dtype, model_options={**(model_options or {}), **config})
+
+
+REFINER_ENCODERS = {"g": architecture.SDXL_ENCODERS["g"]}
+REFINER_UNET_CONFIG = {
+    **architecture.SDXL_UNET_CONFIG,
+    "context_dim": REFINER_ENCODERS["g"].width,
+    "adm_in_channels": REFINER_ENCODERS["g"].width + 5 * architecture.SIZE_FEATURES,
+}
+
+
+class RandomRefiner(comfy.supported_models.SDXLRefiner):
+    """SDXL's refiner with fewer channels and a narrower text encoder."""
+
+    unet_config = {
+        **comfy.supported_models.SDXLRefiner.unet_config,
+        **{
+            name: REFINER_UNET_CONFIG[name]
+            for name in ("model_channels", "transformer_depth", "context_dim", "adm_in_channels")
+        },
+    }
+    unet_extra_config = {
+        name: REFINER_UNET_CONFIG[name] for name in ("num_heads", "num_head_channels")
+    }
+    latent_format = architecture.MiniSDXLLatent
+
+    def inpaint_model(self):
+        return False  # as above
+
+    def clip_target(self, state_dict=None):
+        return comfy.supported_models_base.ClipTarget(
+            comfy.sdxl_clip.SDXLTokenizer, RandomRefinerClipModel
+        )
+
+
+REFINER = Family(
+    "refiner", RandomRefiner, RandomRefinerClipModel, REFINER_ENCODERS, REFINER_UNET_CONFIG
+)
+SD2 = Family("sd2", RandomSD2, RandomSD2ClipModel, SD2_ENCODERS, SD2_UNET_CONFIG)
+FAMILIES = {**architecture.FAMILIES, "sd2": SD2}
+
+of_all_families = pytest.mark.parametrize("family", FAMILIES, indirect=True)
+"""For a test, or a module, whose miniature is of each family in turn."""
+
+
+def register() -> None:
+    """Append all of them to ComfyUI's supported models, once per process."""
+    architecture.register()
+    models = comfy.supported_models.models
+    models += [model for model in (RandomSD2, RandomRefiner) if model not in models]
+
+
+def widths(family: str) -> dict[str, int]:
+    """Text encoder -> width of its token embeddings."""
+    return {name: encoder.width for name, encoder in FAMILIES[family].encoders.items()}
+
+
+def build_modules(family: Family, seed: int = 0) -> dict[str, torch.nn.Module]:
+    """The modules of ``Family.build_modules`` with weights drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        modules = architecture.build_modules()
-    unet = modules["model.diffusion_model."]
+        modules = family.build_modules()
+    unet = modules["unet"]
     with torch.no_grad():
         for name, layer in unet.named_modules():
             if name.endswith(("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")):
                 layer.weight *= CONTEXT_GAIN
         unet.out[-1].weight *= OUTPUT_GAIN
         _copy_input_to_output(unet)
-        autoencoder = modules["first_stage_model."]
-        _scale_convolutions(autoencoder.taesd_encoder, ENCODER_GAIN)
-        _scale_convolutions(autoencoder.taesd_decoder, DECODER_GAIN)
-        autoencoder.taesd_decoder[-1].bias += 0.5  # mid grey
+        _scale_convolutions(modules["vae"].taesd_encoder, ENCODER_GAIN)
+        _scale_convolutions(modules["vae"].taesd_decoder, DECODER_GAIN)
+        modules["vae"].taesd_decoder[-1].bias += 0.5  # mid grey
     return modules
 
 
@@ -66,8 +174,13 @@ def _copy_input_to_output(unet: torch.nn.Module) -> None:
             head.weight[channel, pair, 1, 1] = sign
 
 
-def save(path: str | PathLike[str], dtype: torch.dtype, seed: int = 0) -> None:
-    """Write the random miniature as a Stable Diffusion checkpoint and register its model."""
-    architecture.register()
-    state_dict = architecture.checkpoint_state_dict(build_modules(seed), dtype)
+def save(
+    path: str | PathLike[str],
+    dtype: torch.dtype,
+    seed: int = 0,
+    family: Family = architecture.SD1,
+) -> None:
+    """Write the random miniature of a family as its checkpoint and register its model."""
+    register()
+    state_dict = family.checkpoint(build_modules(family, seed), dtype)
     safetensors.torch.save_file(state_dict, str(path))

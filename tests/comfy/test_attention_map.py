@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.sefi_core.comfyui.attention_maps import Recorder, attention_maps
-from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.comfyui.clip.words import word_columns
 from sefi_ide.sefi_core.comfyui.unet import capture
 from sefi_ide.sefi_core.comfyui.unet.capture import looking
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.tests.comfy.composition import identity
 from sefi_ide.tests.comfy.oracle import (
     LATENT_SCALE,
     Fixed,
@@ -34,6 +34,7 @@ from sefi_ide.tests.comfy.oracle import (
     Region,
     training_sigmas,
 )
+from sefi_ide.tests.comfy.random_checkpoint import of_all_families
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -54,13 +55,10 @@ def world(mini_checkpoint, inference_mode):
 
 
 def anna(clip) -> Identity:
-    word = class_word_embedding(clip, "person")["l"]
-    generator = torch.Generator().manual_seed(1)
-    keys, values = (word + 0.2 * torch.randn(5, 1, 128, generator=generator) for _ in "kv")
-    return Identity("anna", "person", "sd1", {"l": keys}, {"l": values})
+    return identity(clip, "anna", 5, seed=1)
 
 
-def expected_map(model, prompt, latent, timestep, columns, heads=8):
+def expected_map(model, prompt, latent, timestep, columns):
     """One word's map from the outputs of ``to_q`` and ``to_k`` of a plain U-Net call."""
     projections: dict[str, list[torch.Tensor]] = {"to_q": [], "to_k": []}
     hooks = [
@@ -73,30 +71,31 @@ def expected_map(model, prompt, latent, timestep, columns, heads=8):
     sigma = float(training_sigmas()[timestep])
     noise = torch.randn(latent.shape, generator=torch.manual_seed(SEED))
     try:
-        noised = latent * LATENT_SCALE + sigma * noise
+        noised = latent * model.model.latent_format.scale_factor + sigma * noise
         Oracle(model).unet(noised, sigma, Region(prompt))
     finally:
         for hook in hooks:
             hook.remove()
     total = 0
-    for q, k in zip(projections["to_q"], projections["to_k"], strict=True):
+    layers = [
+        m for name, m in model.model.diffusion_model.named_modules() if name.endswith("attn2")
+    ]
+    for layer, q, k in zip(layers, projections["to_q"], projections["to_k"], strict=True):
+        heads = layer.heads
         side = math.isqrt(q.shape[1])
         if side not in (8, 4):
             continue
         width = q.shape[2] // heads
-        layer = 0
+        looked = 0
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
             scores = q[0, :, part].double() @ k[0, :, part].double().T / math.sqrt(width)
-            layer = layer + scores.softmax(-1)[:, columns].sum(-1)
-        layer = layer.reshape(1, 1, side, side).float() / heads
-        total = total + F.interpolate(layer, size=(128, 128), mode="bilinear", antialias=True)[0, 0]
+            looked = looked + scores.softmax(-1)[:, columns].sum(-1)
+        looked = looked.reshape(1, 1, side, side).float() / heads
+        total = (
+            total + F.interpolate(looked, size=(128, 128), mode="bilinear", antialias=True)[0, 0]
+        )
     return total / total.max()
-
-
-def heads_of(model) -> int:
-    modules = model.model.diffusion_model.modules()
-    return next(m.heads for m in modules if type(m).__name__ == "CrossAttention")
 
 
 def options_of(side: int) -> dict[str, object]:
@@ -142,27 +141,27 @@ def test_a_model_without_those_levels(world, monkeypatch):
         attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED)
 
 
+@of_all_families
 @pytest.mark.parametrize("timestep", [0, 400, 999])
 def test_plain_words_equal_an_independent_computation(world, timestep):
     model, clip, latent = world
     found = attention_maps(model, clip, latent, PROMPT, ["hair", "red hair"], timestep, SEED)
     maps = found.together()
     assert maps.shape == (2, 128, 128)
-    prompt = Fixed(clip.encode_from_tokens(clip.tokenize(PROMPT)))
+    prompt = Fixed(*clip.encode_from_tokens(clip.tokenize(PROMPT), return_pooled=True))
     for one, columns in zip(maps, ([5], [4, 5]), strict=True):
-        expected = expected_map(
-            model, prompt, latent["samples"], timestep, columns, heads_of(model)
-        )
+        expected = expected_map(model, prompt, latent["samples"], timestep, columns)
         torch.testing.assert_close(one, expected, atol=2e-4, rtol=1e-3)
     assert maps[0].std() > 0.01  # a flat map would equal anything
 
 
+@of_all_families
 def test_a_placeholder_is_seen_with_the_keys_of_its_stage(world):
     model, clip, latent = world
-    identity = anna(clip)
-    applied = SeFiApplyIdentity.execute(model, clip, identity, 1.0, 1.0, 0.0, 1.0).result
+    one = anna(clip)
+    applied = SeFiApplyIdentity.execute(model, clip, one, 1.0, 1.0, 0.0, 1.0).result
     text = "a photo of <anna>, smiling"
-    person = Person("person", identity.key_vectors["l"], identity.value_vectors["l"])
+    person = Person("person", one.key_vectors, one.value_vectors)
     found = {}
     for timestep in (100, 700):
         maps = attention_maps(*applied, latent, text, ["<anna>"], timestep, SEED).together()
@@ -172,7 +171,6 @@ def test_a_placeholder_is_seen_with_the_keys_of_its_stage(world):
             latent["samples"],
             timestep,
             [4],
-            heads_of(model),
         )
         torch.testing.assert_close(maps[0], expected, atol=2e-4, rtol=1e-3)
         found[timestep] = maps[0]
@@ -207,8 +205,8 @@ def test_other_patches_of_the_model_stay_in_force(world):
     patched.set_model_attn2_replace(patch("block", 0.5), *blocks[1])
     maps = attention_maps(patched, clip, latent, PROMPT, ["hair"], 400, SEED).together()
     assert sorted(calls) == ["block", "layer"]
-    prompt = Fixed(clip.encode_from_tokens(clip.tokenize(PROMPT)))
-    expected = expected_map(patched, prompt, latent["samples"], 400, [5], heads_of(model))
+    prompt = Fixed(*clip.encode_from_tokens(clip.tokenize(PROMPT), return_pooled=True))
+    expected = expected_map(patched, prompt, latent["samples"], 400, [5])
     torch.testing.assert_close(maps[0], expected, atol=2e-4, rtol=1e-3)
     unpatched = attention_maps(model, clip, latent, PROMPT, ["hair"], 400, SEED).together()
     assert (maps - unpatched).abs().max() > 0.01
@@ -251,10 +249,8 @@ def test_a_model_that_was_compiled_for_sampling_is_recorded(world, fresh_compile
 
 def test_the_models_are_left_alone(world):
     model, clip, latent = world
-    identity = anna(clip)
-    applied, applied_clip = SeFiApplyIdentity.execute(
-        model, clip, identity, 1.0, 1.0, 0.0, 1.0
-    ).result
+    one = anna(clip)
+    applied, applied_clip = SeFiApplyIdentity.execute(model, clip, one, 1.0, 1.0, 0.0, 1.0).result
     options = copy.deepcopy(applied.model_options["transformer_options"].get("patches_replace"))
     before = latent["samples"].clone()
     arguments = (applied, applied_clip, latent, "<anna>", ["<anna>"], 400, SEED)

@@ -31,11 +31,14 @@ from sefi_ide.tests.comfy.composition import (
     text_guidance,
 )
 from sefi_ide.tests.comfy.oracle import Concatenated, Oracle, Prompt, Region, cfg
-from sefi_ide.tests.mini_sd.architecture import UNET_CONFIG
+from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, of_all_families
 
 import nodes
 
-pytestmark = pytest.mark.usefixtures("inference_mode")
+pytestmark = [
+    pytest.mark.usefixtures("inference_mode"),
+    of_all_families,
+]
 
 
 @pytest.mark.parametrize("orders", [[1], [-1], [1, -1]], ids=["tiles-first", "reversed", "both"])
@@ -50,6 +53,8 @@ def test_model_function_wrapper_that_stacks_tiles(setting, orders):
         for order in orders:
             places = list(range(len(tiles)))[::order]
             conditioning = {**arguments["c"], "c_crossattn": context[places]}
+            if "y" in conditioning:
+                conditioning["y"] = conditioning["y"].repeat(2, 1)[places]
             outputs.append(apply_model(tiles[places], timestep, **conditioning)[places])
         assert all(torch.allclose(output, outputs[0], atol=1e-3) for output in outputs)
         return torch.cat(outputs[-1].chunk(2), dim=3)
@@ -109,10 +114,10 @@ def test_perp_neg_guider(setting):
 
 
 @pytest.fixture(scope="module")
-def controlnet():
+def controlnet(family):
     """A small random ControlNet of ComfyUI's own class."""
-    config = {key: value for key, value in UNET_CONFIG.items() if key != "out_channels"}
-    config.pop("transformer_depth_output")
+    config = dict(FAMILIES[family].unet_config)
+    del config["out_channels"], config["transformer_depth_output"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         network = comfy.cldm.cldm.ControlNet(
@@ -149,7 +154,7 @@ def test_controlnet(setting, controlnet):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_lora(setting, order):
     def lora(model, clip):
-        return comfy.sd.load_lora_for_models(model, clip, random_lora(), 0.7, 0.7)
+        return comfy.sd.load_lora_for_models(model, clip, random_lora(setting.plain), 0.7, 0.7)
 
     plain = World(*lora(setting.plain.model, setting.plain.clip))
     if order == "before":
@@ -282,7 +287,7 @@ def test_conditioning_without_its_dict_of_another_apply_node(setting, way):
             return nodes.ConditioningConcat().concat(style, text)[0]
         clip = world.clip
         if way == "hooks":
-            hooks = comfy.hooks.create_hook_lora(random_lora(), 0.0, 0.0)
+            hooks = comfy.hooks.create_hook_lora(random_lora(setting.plain), 0.0, 0.0)
             clip = nodes_hooks.SetClipHooks().apply_hooks(clip, True, True, hooks)[0]
             return replace(world, clip=clip).encode(TEXT)
         text = TEXT if world.people else TEXT.replace("<anna>", "person")

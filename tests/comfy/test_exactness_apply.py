@@ -21,12 +21,15 @@ from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.comfyui.unet.conditioning import CONDITIONING_KEY, REGISTRY, Registry
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.tests.comfy.composition import family_of_encoders
 from sefi_ide.tests.comfy.oracle import Person, Prompt, timestep_of, training_sigmas
+from sefi_ide.tests.comfy.random_checkpoint import of_all_families
+from sefi_ide.tests.comfy.training_runs import random_vectors
 from sefi_ide.tests.mini_sd.architecture import LATENT_CHANNELS
 
 import nodes
 
-pytestmark = pytest.mark.usefixtures("inference_mode")
+pytestmark = [pytest.mark.usefixtures("inference_mode", "family"), of_all_families]
 
 STAGES = 5
 TEXT = "a photo of <anna>, smiling"
@@ -40,16 +43,22 @@ def loaded(mini_checkpoint):
 
 @pytest.fixture(scope="module")
 def word(loaded):
-    return class_word_embedding(loaded[1], "person")["l"]
+    return class_word_embedding(loaded[1], "person")
 
 
 def identity(word, keys=True, values=True, stages=STAGES, **fields):
     """Random vectors about the class word's, or the class word's own."""
     generator = torch.Generator().manual_seed(1)
-    shape = stages, 1, word.shape[-1]
-    k, v = (word + 0.1 * torch.randn(shape, generator=generator) * on for on in (keys, values))
-    fields = {"name": "anna", "class_word": "person", "family": "sd1", **fields}
-    return Identity(key_vectors={"l": k}, value_vectors={"l": v}, **fields)
+    k, v = (
+        {
+            encoder: rows + 0.1 * torch.randn(stages, 1, rows.shape[-1], generator=generator) * on
+            for encoder, rows in word.items()
+        }
+        for on in (keys, values)
+    )
+    family = family_of_encoders(tuple(word))
+    fields = {"name": "anna", "class_word": "person", "family": family, **fields}
+    return Identity(key_vectors=k, value_vectors=v, **fields)
 
 
 def apply(loaded, identity, k=1.0, v=1.0, start=0.0, end=1.0):
@@ -115,7 +124,8 @@ def test_keys_reach_keys_only_and_values_values_only(loaded, word, keys, values)
             sample(model, encode(clip, TEXT), encode(clip, "blurry"), steps=1)
         runs.append(attention.outputs)
     (query, key, value), (query_set, key_set, value_set) = runs
-    assert torch.equal(query, query_set)
+    if not (values and model.model.adm_channels):  # SDXL's pooled output goes with the values
+        assert torch.equal(query, query_set)
     assert torch.equal(key, key_set) is not keys
     assert torch.equal(value, value_set) is not values
     # ComfyUI puts the negative first here; it has no placeholder and keeps all of its own.
@@ -194,7 +204,7 @@ def test_the_right_stage_at_every_sigma(loaded, word, sampler, scheduler, patch,
     model, clip = apply(loaded, one)
     if patch is not None:
         model = patch(model)  # after Apply: the schedule in force while sampling counts
-    anna = Person("person", one.key_vectors["l"], one.value_vectors["l"])
+    anna = Person("person", one.key_vectors, one.value_vectors)
     prompt = Prompt(loaded[1], TEXT, {"anna": anna})
     used = recorded_stages(model, clip, prompt, sampler, scheduler)
     assert len(used) >= 8
@@ -228,7 +238,7 @@ def test_prompt_without_placeholder_costs_nothing(loaded, word, monkeypatch):
     model, clip = apply(loaded, identity(word))
     plain = encode(loaded[1], "a photo of person")[0]
     calls = []
-    encoder = clip.cond_stage_model.clip_l
+    encoder = getattr(clip.cond_stage_model, f"clip_{next(iter(word))}")
     process = encoder.process_tokens
     monkeypatch.setattr(
         encoder, "process_tokens", lambda *given: calls.append(1) or process(*given), raising=False
@@ -356,14 +366,15 @@ def test_the_model_option_copies_of_other_nodes(loaded, word):
     model, clip = apply(loaded, identity(word))
     expected = picture((model, clip))
     assert torch.equal(picture((model.clone(), clip.clone())), expected)
-    other = Identity("bob", "person", "sd1", {"l": word[None]}, {"l": word[None]})
+    rows = {encoder: of[None] for encoder, of in word.items()}
+    other = Identity("bob", "person", family_of_encoders(tuple(word)), rows, rows)
     assert torch.equal(picture(apply((model, clip), other)), expected)
 
 
 @pytest.mark.parametrize(
     ("fields", "settings", "words"),
     [
-        ({"family": "sdxl"}, {}, ["<anna>", "SDXL", "SD 1.x"]),
+        ({"family": "cascade"}, {}, ["<anna>", "cascade", "does not fit this model"]),
         ({}, {"start": 0.7, "end": 0.3}, ["<anna>", "start_percent", "0.7", "end_percent"]),
         ({}, {"start": 0.5, "end": 0.5}, ["start_percent", "end_percent"]),
     ],
@@ -377,10 +388,12 @@ def test_bad_input_is_one_clear_sentence(loaded, word, fields, settings, words):
     assert all(part in message for part in words)
 
 
-def test_wrong_width_is_one_clear_sentence(loaded):
-    wide = {"l": torch.zeros(STAGES, 1, 768)}
-    with pytest.raises(SeFiError, match=r"^SeFi Apply Identity: .*768.*128"):
-        apply(loaded, Identity("anna", "person", "sd1", wide, wide))
+def test_wrong_width_is_one_clear_sentence(loaded, word):
+    wide = {encoder: torch.zeros(STAGES, 1, 768) for encoder in word}
+    width = next(iter(word.values())).shape[-1]
+    one = Identity("anna", "person", family_of_encoders(tuple(word)), wide, wide)
+    with pytest.raises(SeFiError, match=rf"^SeFi Apply Identity: .*768.*{width}"):
+        apply(loaded, one)
 
 
 def test_checkpoint_without_text_encoder_is_one_clear_sentence(loaded, word):
@@ -389,9 +402,9 @@ def test_checkpoint_without_text_encoder_is_one_clear_sentence(loaded, word):
 
 
 def test_class_word_of_several_tokens_and_several_vectors(loaded, word):
-    generator = torch.Generator().manual_seed(9)
-    keys, values = (torch.randn(STAGES, 3, word.shape[-1], generator=generator) for _ in "kv")
-    one = Identity("anna", "old man", "sd1", {"l": 0.1 * keys}, {"l": 0.1 * values})
+    family = family_of_encoders(tuple(word))
+    keys, values = (random_vectors(family, STAGES, seed, vectors=3, scale=0.1) for seed in (9, 10))
+    one = Identity("anna", "old man", family, keys, values)
     half = picture(apply(loaded, one, 0.5, 0.5))
     full = picture(apply(loaded, one))
     none = picture(apply(loaded, one, 0.0, 0.0))

@@ -30,7 +30,7 @@ from sefi_ide.tests.comfy.composition import (
     text_case,
     text_guidance,
 )
-from sefi_ide.tests.comfy.oracle import Region, cfg, timestep_of
+from sefi_ide.tests.comfy.oracle import Region, Texts, cfg, timestep_of
 
 import nodes
 
@@ -282,7 +282,7 @@ def test_regions_of_a_pack(setting, settings, order):
         return world.sample(world.encode("two people"), world.encode(NEGATIVE), setting.noise)
 
     # The pack on the plain model, told the contexts for keys and values by the oracle.
-    knowing = Couple(lambda timestep: [prompt.contexts(timestep) for prompt in prompts])
+    knowing = Couple(lambda timestep: [prompt.contexts(timestep)[:2] for prompt in prompts])
     expected = sample(plain.model, knowing, plain)
     result = drawn(REGIONS)
     assert float((result - expected).abs().max() / expected.std()) < TOLERANCE
@@ -295,10 +295,11 @@ def test_a_pack_that_cuts_contexts(setting):
 
     class Cut:
         def __init__(self, prompt):
-            self.prompt, self.base = prompt, prompt.base
+            self.prompt, self.base, self.pooled = prompt, prompt.base, prompt.pooled
 
         def contexts(self, timestep):
-            return tuple(context[:, :77] for context in self.prompt.contexts(timestep))
+            key, value, pooled = self.prompt.contexts(timestep)
+            return Texts(key[:, :77], value[:, :77], pooled)
 
     def patch(query, key, value, options):
         return query, key[:, :77], value[:, :77]

@@ -6,6 +6,8 @@ just these casts, so that the real encoder, U-Net and attention patches compute 
 
 from __future__ import annotations
 
+import itertools
+
 import comfy.sd1_clip
 import pytest
 import torch
@@ -17,9 +19,10 @@ from sefi_ide.sefi_core.learning.loop import Batch, Prediction
 from sefi_ide.sefi_core.learning.losses import attention_loss, leak, noise_loss
 
 from . import random_checkpoint
+from .random_checkpoint import of_all_families
+from .training_runs import random_vectors
 
 STAGES, VECTORS = 5, 2
-WIDTH = random_checkpoint.architecture.CONTEXT_DIM
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
 SIDE = 8  # latent cells
 
@@ -49,13 +52,13 @@ def float64(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", wide_to)
 
 
-def denoiser_of(model, clip, dtype: torch.dtype = torch.float64) -> ComfyDenoiser:
+def denoiser_of(model, clip, family, dtype: torch.dtype = torch.float64) -> ComfyDenoiser:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=generator)
     masks = torch.zeros(2, 1, SIDE, SIDE)
     masks[..., 2:6, 2:6] = 1
-    keys, values = vectors(torch.float32)
-    identity = Identity("anna", "old person", "sd1", keys, values)
+    keys, values = vectors(family, torch.float32)
+    identity = Identity("anna", "old person", family, keys, values)
     denoiser = ComfyDenoiser(
         model, clip, identity, ["a (photo:1.3) of <name> on the beach"], latents, masks
     )
@@ -63,11 +66,13 @@ def denoiser_of(model, clip, dtype: torch.dtype = torch.float64) -> ComfyDenoise
     return denoiser
 
 
-def vectors(dtype: torch.dtype = torch.float64) -> Vectors:
-    generator = torch.Generator().manual_seed(5)
+def vectors(family: str, dtype: torch.dtype = torch.float64) -> Vectors:
     return tuple(
-        {"l": 0.2 * torch.randn(STAGES, VECTORS, WIDTH, generator=generator, dtype=dtype)}
-        for _ in range(2)
+        {
+            encoder: rows.to(dtype)
+            for encoder, rows in random_vectors(family, STAGES, seed, VECTORS, 0.2).items()
+        }
+        for seed in (5, 6)
     )
 
 
@@ -111,16 +116,20 @@ def loss_of(prediction: Prediction, first: Prediction) -> torch.Tensor:
     return noise + 0.05 * attention + leaked.mean()
 
 
+@of_all_families
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries, checkpointing):
+def test_gradients_agree_with_finite_differences(
+    mini_sd, family, float64, held_queries, checkpointing
+):
     """In random directions, for K and V, in both stages of a batch of two."""
     model, clip, _ = mini_sd
     batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[300, 900], noise_seed=7)
     with torch.inference_mode(False), torch.enable_grad():
-        denoiser = denoiser_of(model, clip)
-        parts = vectors()
+        denoiser = denoiser_of(model, clip, family)
+        parts = vectors(family)
         for part in parts:
-            part["l"].requires_grad_()
+            for rows in part.values():
+                rows.requires_grad_()
         modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=checkpointing):
             prediction = denoiser(*parts, batch)
@@ -130,16 +139,20 @@ def test_gradients_agree_with_finite_differences(mini_sd, float64, held_queries,
             held_queries(len(prediction.layers))
             generator = torch.Generator().manual_seed(1)
             step = 1e-5
-            for role in range(2):
-                gradient = parts[role]["l"].grad
+            for role, encoder in itertools.product(range(2), parts[0]):
+                gradient = parts[role][encoder].grad
                 assert gradient[[0, 2, 3]].abs().max() == 0
                 for stage in (1, 4):
                     direction = torch.zeros_like(gradient)
-                    direction[stage] = torch.randn(VECTORS, WIDTH, generator=generator).double()
+                    shape = gradient.shape[1:]
+                    direction[stage] = torch.randn(shape, generator=generator).double()
                     losses = []
                     for sign in (1, -1):
-                        moved = [{"l": part["l"].detach().clone()} for part in parts]
-                        moved[role]["l"] += sign * step * direction
+                        moved = [
+                            {name: rows.detach().clone() for name, rows in part.items()}
+                            for part in parts
+                        ]
+                        moved[role][encoder] += sign * step * direction
                         with torch.no_grad():
                             losses.append(loss_of(denoiser(*moved, batch), prediction))
                     measured = (losses[0] - losses[1]) / (2 * step)

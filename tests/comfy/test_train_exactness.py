@@ -12,7 +12,10 @@ from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.sefi_core.learning.loop import Batch
 
-from .training_runs import CHANNELS, WIDTH, load
+from .random_checkpoint import of_all_families
+from .training_runs import CHANNELS, load, random_vectors
+
+pytestmark = of_all_families
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,9 @@ def denoiser_of(model, clip, identity, *templates: str) -> ComfyDenoiser:
     return ComfyDenoiser(model, clip, identity, templates, latents, None)
 
 
-def captured(denoiser: ComfyDenoiser, batch: Batch):
+def captured(denoiser: ComfyDenoiser, batch: Batch, family: str):
     """A prediction with what the U-Net got: latents and timesteps."""
-    identity_vectors = [
-        {"l": torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
-    ]
+    identity_vectors = [random_vectors(family, 5, seed) for seed in (1, 2)]
     seen = []
     unet = denoiser.model.model.diffusion_model
     hook = unet.register_forward_pre_hook(lambda module, args: seen.append(args))
@@ -56,20 +57,19 @@ def captured(denoiser: ComfyDenoiser, batch: Batch):
 
 @pytest.mark.parametrize("sampling", ["eps", "v_prediction"])
 @pytest.mark.parametrize("timestep", [30, 350, 990])
-def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
+def test_the_trained_prediction_is_the_sampled_one(models, family, sampling, timestep):
     """At every stage, for noise and velocity prediction, through SeFi Apply Identity."""
     model, clip, _ = models
-    if sampling == "v_prediction":
-        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    word = {"l": torch.zeros(5, 1, WIDTH)}
-    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    model = ModelSamplingDiscrete().patch(model, sampling, False)[0]
+    word = random_vectors(family, 5, seed=0)
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", family, word, word))
     batch = Batch(samples=[1], templates=[0], timesteps=[timestep], noise_seed=4)
-    prediction, x, _, (keys, values) = captured(denoiser, batch)
+    prediction, x, _, (keys, values) = captured(denoiser, batch, family)
     sigma = denoiser.sigmas[[timestep]]
     noised = x * (1 + sigma**2) ** 0.5
     expected = denoiser.sampling.calculate_denoised(sigma, prediction.output, noised)
 
-    identity = Identity("anna", "person", "sd1", keys, values)
+    identity = Identity("anna", "person", family, keys, values)
     with torch.inference_mode():
         patched, patched_clip = apply_identity(model, clip, AppliedIdentity(identity))
         cond = patched_clip.encode_from_tokens_scheduled(
@@ -84,18 +84,18 @@ def test_the_trained_prediction_is_the_sampled_one(models, sampling, timestep):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
+def test_noised_latents_and_targets_are_those_of_diffusers(models, family, kind):
     schedulers = pytest.importorskip("diffusers.schedulers")
     scheduler = schedulers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
     )
     model, clip, _ = models
-    if kind == "v_prediction":
-        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    word = {"l": torch.zeros(5, 1, WIDTH)}
-    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word))
+    sampling = "eps" if kind == "epsilon" else kind
+    model = ModelSamplingDiscrete().patch(model, sampling, False)[0]
+    word = random_vectors(family, 5, seed=0)
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", family, word, word))
     batch = Batch(samples=[0, 1], templates=[0, 0], timesteps=[5, 700], noise_seed=4)
-    prediction, x, timesteps, _ = captured(denoiser, batch)
+    prediction, x, timesteps, _ = captured(denoiser, batch, family)
 
     t = torch.tensor(batch.timesteps)
     noise = torch.randn(denoiser.latents.shape, generator=torch.Generator().manual_seed(4))
@@ -105,14 +105,14 @@ def test_noised_latents_and_targets_are_those_of_diffusers(models, kind):
     torch.testing.assert_close(prediction.target, target, rtol=1e-4, atol=1e-4)
 
 
-def test_prompts_of_two_and_three_chunks_fit_in_one_batch(models):
+def test_prompts_of_two_and_three_chunks_fit_in_one_batch(models, family):
     """Neither is a multiple of the other; a sample's output does not depend on its neighbour."""
     model, clip, _ = models
-    word = {"l": torch.zeros(5, 1, WIDTH)}
+    word = random_vectors(family, 5, seed=0)
     templates = [f"a photo of <name> {'very ' * words}" for words in (100, 170)]
-    denoiser = denoiser_of(model, clip, Identity("anna", "person", "sd1", word, word), *templates)
+    denoiser = denoiser_of(model, clip, Identity("anna", "person", family, word, word), *templates)
     both, first, second = (
-        captured(denoiser, Batch([0, 1], numbers, [5, 700], 4))[0]
+        captured(denoiser, Batch([0, 1], numbers, [5, 700], 4), family)[0]
         for numbers in ([0, 1], [0, 0], [1, 1])
     )
     assert not torch.allclose(first.output, second.output, rtol=1e-2, atol=1e-3)

@@ -17,6 +17,7 @@ from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.learning.photos import pair_photos
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
+from .random_checkpoint import of_all_families
 from .training_runs import photo_and_mask, run, same, with_lora
 
 
@@ -51,6 +52,7 @@ class Boom(Exception):
     pass
 
 
+@of_all_families
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("what", ["cancel", "exception", "unload"])
 def test_a_stop_in_the_middle_of_a_step_harms_nothing(mini_sd, what, where):

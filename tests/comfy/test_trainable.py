@@ -12,6 +12,8 @@ import comfy.utils
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sefi_ide.sefi_core.comfyui.clip.tokens import encoder_names
+from sefi_ide.sefi_core.comfyui.learning import denoiser as denoiser_module
 from sefi_ide.sefi_core.comfyui.learning.denoiser import ComfyDenoiser
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
@@ -22,19 +24,20 @@ from sefi_ide.sefi_core.learning.photos import pair_photos
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 
 from . import random_checkpoint
-from .training_runs import run, same, with_lora
+from .composition import family_of_encoders
+from .random_checkpoint import of_all_families
+from .training_runs import random_vectors, run, same, with_lora
 
 SIDE = 64
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
 BATCH = Batch(samples=[0], templates=[0], timesteps=[300], noise_seed=7)
 
 
-def identity(width: int = 128, stages: int = 5, seed: int = 0) -> Identity:
-    generator = torch.Generator().manual_seed(seed)
-    keys, values = (
-        {"l": 0.3 * torch.randn(stages, 1, width, generator=generator)} for _ in range(2)
-    )
-    return Identity("anna", "person", "sd1", keys, values)
+def identity(clip, stages: int = 5, seed: int = 0) -> Identity:
+    """Random vectors for the text encoders of a CLIP."""
+    family = family_of_encoders(tuple(encoder_names(clip)))
+    keys, values = (random_vectors(family, stages, seed + n, scale=0.3) for n in (0, 100))
+    return Identity("anna", "person", family, keys, values)
 
 
 def denoiser(model, clip, dtype="auto", side=SIDE, **options) -> ComfyDenoiser:
@@ -45,7 +48,7 @@ def denoiser(model, clip, dtype="auto", side=SIDE, **options) -> ComfyDenoiser:
     return ComfyDenoiser(
         model,
         clip,
-        identity(),
+        identity(clip),
         ["a photo of <name> on the beach"],
         latents,
         masks,
@@ -54,10 +57,10 @@ def denoiser(model, clip, dtype="auto", side=SIDE, **options) -> ComfyDenoiser:
     )
 
 
-def vectors(requires_grad: bool = True):
-    start = identity(seed=5)
+def vectors(clip, requires_grad: bool = True):
+    start = identity(clip, seed=5)
     return tuple(
-        {"l": part["l"].clone().requires_grad_(requires_grad)}
+        {encoder: rows.clone().requires_grad_(requires_grad) for encoder, rows in part.items()}
         for part in (start.key_vectors, start.value_vectors)
     )
 
@@ -67,37 +70,44 @@ def total_loss(prediction, weight: float = 0.05) -> torch.Tensor:
     return noise + weight * attention_loss(prediction.layers)
 
 
+@of_all_families
 def test_the_attention_losses_pull_at_the_keys_only(mini_sd):
     """Through the queries they would reach the values, which say what the identity looks like."""
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.enable_grad():
         predict = denoiser(model, clip)
-        keys, values = vectors()
+        keys, values = vectors(clip)
         with differentiable(predict.model.model.diffusion_model, predict.clip.cond_stage_model):
             made = predict(keys, values, BATCH)
             leaked = leak(made.placeholder_maps(), made.face)
             assert leaked.shape == (len(BATCH.samples),)
             assert 0 < leaked.min() and leaked.max() < 1
+            (encoder, *_) = keys
             for loss in (attention_loss(made.layers), leaked.mean()):
                 in_keys, in_values = torch.autograd.grad(
-                    loss, (keys["l"], values["l"]), retain_graph=True, materialize_grads=True
-                )
+                    loss, (keys[encoder], values[encoder]), retain_graph=True,
+                    materialize_grads=True,
+                )  # fmt: skip
                 assert in_keys.abs().max() > 0 and in_values.abs().max() == 0
             noise = noise_loss(made.output, made.target, made.face)
-            assert torch.autograd.grad(noise, values["l"])[0].abs().max() > 0
+            assert torch.autograd.grad(noise, values[encoder])[0].abs().max() > 0
 
 
 def gradients(model, clip, dtype="auto", checkpointing=False, batch=BATCH, side=SIDE):
     """The loss, and its gradient in the K and V vectors."""
     with torch.inference_mode(False), torch.enable_grad():
         predict = denoiser(model, clip, dtype, side)
-        keys, values = vectors()
+        keys, values = vectors(clip)
         modules = predict.model.model.diffusion_model, predict.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=checkpointing):
             loss = total_loss(predict(keys, values, batch))
             scale = 2.0**12
             (loss * scale).backward()
-    return loss.item(), keys["l"].grad / scale, values["l"].grad / scale
+    found = (
+        torch.cat([rows.grad.flatten(1) for rows in part.values()], dim=1) / scale
+        for part in (keys, values)
+    )
+    return loss.item(), *found
 
 
 def load(checkpoint, **options):
@@ -114,10 +124,11 @@ def model_and_clip_with_lora(mini_sd):
     return *with_lora(model, clip), vae
 
 
+@of_all_families
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_give_the_same_gradient(tmp_path, dtype):
+def test_half_precision_weights_give_the_same_gradient(tmp_path, family, dtype):
     path = tmp_path / "half.safetensors"
-    random_checkpoint.save(path, dtype)
+    random_checkpoint.save(path, dtype, family=random_checkpoint.FAMILIES[family])
     half = {"model_options": {"dtype": dtype}}
     exact = gradients(*load(path, model_options={"dtype": torch.float32})[:2])
     model, clip, _ = load(path, **half)
@@ -181,6 +192,7 @@ def test_layers_that_unpack_their_own_weights(mini_sd, monkeypatch):
         torch.testing.assert_close(gradient, exact)
 
 
+@of_all_families
 def test_a_unet_without_a_middle_block(mini_checkpoint, tmp_path):
     """As distilled ones have."""
     weights = load_file(mini_checkpoint)
@@ -193,6 +205,7 @@ def test_a_unet_without_a_middle_block(mini_checkpoint, tmp_path):
         assert gradient.norm() > 0
 
 
+@of_all_families
 def test_gradient_checkpointing_changes_nothing(mini_sd):
     model, clip, _ = mini_sd
     plain, saved = gradients(model, clip), gradients(model, clip, checkpointing=True)
@@ -221,6 +234,7 @@ def prepared(*models):
         layer.weight_function.remove(torch.clone)
 
 
+@of_all_families
 @pytest.mark.parametrize("side", [SIDE, 88])
 def test_weights_that_are_prepared_for_each_use_give_the_same_gradient(mini_sd, side):
     """88 pixels are 11, 6 and 3 cells: strided convolutions leave out a row or do not."""
@@ -248,7 +262,7 @@ def test_no_copy_of_a_weight_is_saved_for_the_backward_pass(mini_sd, way):
             differentiable(*modules),
             torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
         ):
-            total_loss(predict(*vectors(), BATCH)).backward()
+            total_loss(predict(*vectors(clip), BATCH)).backward()
     of_weights = [t for t in saved if tuple(t.shape) in shapes]
     if way == "prepared":
         assert saved and not of_weights
@@ -257,12 +271,13 @@ def test_no_copy_of_a_weight_is_saved_for_the_backward_pass(mini_sd, way):
         assert all(t.untyped_storage().data_ptr() in storages for t in of_weights)
 
 
+@of_all_families
 def test_maps_and_batches_line_up(mini_sd):
     """Two samples in one batch are what they are alone, each at its own stage."""
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.no_grad():
         predict = denoiser(model, clip)
-        keys, values = vectors(False)
+        keys, values = vectors(clip, False)
         both = predict(keys, values, Batch([0, 1], [0, 0], [100, 900], 5))
         with differentiable():
             for row, timestep in enumerate((100, 900)):
@@ -272,7 +287,8 @@ def test_maps_and_batches_line_up(mini_sd):
                 if row == 0:
                     torch.testing.assert_close(again.target, target)
                     torch.testing.assert_close(again.output, both.output[:1], rtol=1e-3, atol=1e-4)
-        assert [layer.size for layer in both.layers].count((4, 4)) == 3
+        at_a_quarter = [layer.size for layer in both.layers].count((4, 4))
+        assert at_a_quarter == 3
         assert both.placeholder.tolist() == [[0.0] * 4 + [1.0] + [0.0] * 72] * 2
         for layer in both.layers:
             torch.testing.assert_close(
@@ -280,14 +296,15 @@ def test_maps_and_batches_line_up(mini_sd):
             )
 
 
+@of_all_families
 def test_with_the_class_words_own_vectors_both_maps_are_equal(mini_sd):
     model, clip, _ = mini_sd
     with torch.inference_mode(False), torch.no_grad():
         predict = denoiser(model, clip)
         from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 
-        rows = class_word_embedding(clip, "person")["l"]
-        same = {"l": rows.expand(5, -1, -1)}
+        words = class_word_embedding(clip, "person")
+        same = {encoder: rows.expand(5, -1, -1) for encoder, rows in words.items()}
         prediction = predict(same, same, BATCH)
     assert prediction.layers
     for layer in prediction.layers:
@@ -346,6 +363,7 @@ def run_training(model, clip, vae, on_step=None, **settings):
         return train_identity(model, clip, vae, photos, "anna", "person", chosen, on_step=on_step)
 
 
+@of_all_families
 @pytest.mark.parametrize("ending", ["end", "exception", "cancel", "unload"])
 def test_training_leaves_the_models_as_they_were(model_and_clip_with_lora, ending):
     model, clip, vae = model_and_clip_with_lora
@@ -391,16 +409,16 @@ def test_memory_is_asked_for_what_a_step_computes(mini_sd, monkeypatch):
     """Not for all photos: ComfyUI would make room that nobody uses, at every step."""
     model, clip, _ = mini_sd
     asked = []
-    required = type(model).memory_required
+    required = denoiser_module.memory_of_a_step
     monkeypatch.setattr(
-        type(model),
-        "memory_required",
-        lambda patcher, shape: asked.append(tuple(shape)) or required(patcher, shape),
+        denoiser_module,
+        "memory_of_a_step",
+        lambda patcher, shape, again: asked.append(shape) or required(patcher, shape, again),
     )
     predict = denoiser(model, clip)
     with torch.inference_mode(False), torch.no_grad():
-        predict(*vectors(False), Batch([0, 1, 0], [0] * 3, [300] * 3, 7))
-        predict(*vectors(False), BATCH)
+        predict(*vectors(clip, False), Batch([0, 1, 0], [0] * 3, [300] * 3, 7))
+        predict(*vectors(clip, False), BATCH)
     assert [shape[0] for shape in asked] == [1, 3, 1]
 
 
@@ -415,7 +433,7 @@ def test_in_dynamic_vram_a_model_is_prepared_once(mini_sd, monkeypatch):
     )
     with torch.inference_mode(False), torch.no_grad():
         for _ in range(2):
-            predict(*vectors(False), BATCH)
+            predict(*vectors(clip, False), BATCH)
     assert all(models == [predict.clip.patcher] for models in loads)  # by ComfyUI, to encode
     monkeypatch.setattr(comfy.model_management, "loaded_models", lambda: [predict.clip.patcher])
     predict.load(1)

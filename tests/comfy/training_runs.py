@@ -11,7 +11,7 @@ from sefi_ide.sefi_core.identity.identity import Identity
 
 from . import random_checkpoint
 
-WIDTH = random_checkpoint.architecture.CONTEXT_DIM
+WIDTH = random_checkpoint.widths("sd1")["l"]
 CHANNELS = random_checkpoint.architecture.LATENT_CHANNELS
 
 HIDDEN = {
@@ -61,9 +61,19 @@ def run(models, photos=None, masks=None, **changes):
 
 def same(one: Identity, other: Identity) -> bool:
     return all(
-        torch.equal(getattr(one, role)["l"], getattr(other, role)["l"])
+        torch.equal(rows, getattr(other, role)[encoder])
         for role in ("key_vectors", "value_vectors")
+        for encoder, rows in getattr(one, role).items()
     )
+
+
+def random_vectors(family: str, stages: int, seed: int, vectors: int = 1, scale: float = 1.0):
+    """Random token embeddings (stages, vectors, width) of every text encoder of a family."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        encoder: scale * torch.randn(stages, vectors, width, generator=generator)
+        for encoder, width in random_checkpoint.widths(family).items()
+    }
 
 
 def with_lora(model, clip):
@@ -75,9 +85,9 @@ def with_lora(model, clip):
     lora = {}
     for name, key in names.items():
         wanted = isinstance(key, str) and key.endswith(("attn2.to_k.weight", "q_proj.weight"))
-        if wanted and name.startswith(("lora_unet_", "lora_te_")):
+        if wanted and name.startswith(("lora_unet_", "lora_te1_", "lora_te2_")):
             rows, columns = weights[key].shape
             lora[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
             lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=generator)
-    assert {name.split("_")[1] for name in lora} == {"unet", "te"}
+    assert {name.split("_")[1][:2] for name in lora} == {"un", "te"}
     return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)

@@ -133,6 +133,9 @@ class Identities:
 Stages = Mapping[str, int | None]
 """Identity name -> its current stage, None for the mean of all."""
 
+Encoded = tuple[torch.Tensor, torch.Tensor | None]
+"""A prompt's context (1, tokens, width) and pooled output (1, width), or None."""
+
 
 if TYPE_CHECKING:  # what the next two come before; at run time they come before any subclass
     from comfy.sd1_clip import SD1ClipModel as _AnyTextEncoder
@@ -155,7 +158,7 @@ class _TextEncoder(_AnyTextEncoder):
         encoded = super().encode_token_weights(tokens)
         if applied := self.identities.in_tokens(tokens):
             prompt = _Prompt(self, tokens, super().encode_token_weights)
-            payload = _payload(prompt, applied, encoded[0])
+            payload = _payload(prompt, applied, *encoded[:2])
             if payload is not None:
                 REGISTRY.add(encoded[0], payload)
         return encoded
@@ -272,7 +275,7 @@ class _Prompt:
         encode: Callable[[Tokens], tuple[Any, ...]],
     ) -> None:
         self.text_encoder, self.tokens, self.encode = text_encoder, tokens, encode
-        self.contexts: dict[object, torch.Tensor] = {}
+        self.encoded: dict[object, Encoded] = {}
 
     def replacements(self, role: Role, stages: Stages) -> Replacements:
         """Token embeddings for every placeholder of the prompt."""
@@ -287,12 +290,13 @@ class _Prompt:
                     found[name] = {**(found[name] or {}), encoder: one}
         return found
 
-    def context(self, replacements: Replacements) -> torch.Tensor:
-        """The context (1, tokens, width) with these embeddings; equal ones are encoded once."""
+    def encode_with(self, replacements: Replacements) -> Encoded:
+        """Context and pooled output with these embeddings; equal ones are encoded once."""
         key = self.key(replacements)
-        if key not in self.contexts:
-            self.contexts[key] = self.encode(substitute(self.tokens, replacements))[0]
-        return self.contexts[key]
+        if key not in self.encoded:
+            context, pooled = self.encode(substitute(self.tokens, replacements))[:2]
+            self.encoded[key] = context, pooled
+        return self.encoded[key]
 
     def tells(self, mean: Replacements) -> bool:
         """Whether the context of the mean vectors is another than the class word's."""
@@ -318,19 +322,22 @@ class _Prompt:
 
 
 def _payload(
-    prompt: _Prompt, applied: Mapping[str, Applied], context: torch.Tensor
+    prompt: _Prompt,
+    applied: Mapping[str, Applied],
+    context: torch.Tensor,
+    pooled: torch.Tensor | None,
 ) -> Payload | None:
     """What a prompt carries besides its context, None if that is all there is to it."""
     base = context.clone()  # the registry must not keep the context itself alive
+    base_pooled = None if pooled is None else pooled.clone()
     mean = prompt.replacements("value", dict.fromkeys(applied))
-    prompt.contexts[prompt.key(mean)] = base
+    prompt.encoded[prompt.key(mean)] = base, base_pooled
     phases = []
     for start, end, names in _intervals(applied):
         counts = {name: applied[name].stages for name in names}
         for stages in _stage_combinations(counts):
-            key, value = (
-                prompt.context(prompt.replacements(role, stages)) for role in ("key", "value")
-            )
+            key, _ = prompt.encode_with(prompt.replacements("key", stages))
+            value, value_pooled = prompt.encode_with(prompt.replacements("value", stages))
             phases.append(
                 {
                     "start_percent": start,
@@ -338,6 +345,7 @@ def _payload(
                     "stages": [[stages[name], counts[name]] for name in names],
                     "key": key,
                     "value": value,
+                    "pooled": value_pooled,
                 }
             )
     if all(phase["key"] is base and phase["value"] is base for phase in phases):
@@ -345,6 +353,7 @@ def _payload(
     return {
         "names": " ".join(sorted(applied)),
         "base": base,
+        "pooled": base_pooled,
         "tells": prompt.tells(mean),
         "phases": phases,
     }

@@ -24,14 +24,12 @@ from ...learning.parametrisation import Vectors
 from ...stages import stage_of_timestep
 from ...text.captions import with_caption
 from ...text.placeholders import expand_template
-from ..base_model import Block, cross_attention_layers, latent_format_of, training_sigmas
+from ..base_model import Block, latent_format_of, representative_layers, training_sigmas
 from ..clip.tokens import PlaceholderToken, Tokens, items_of, substitute, with_placeholders
 from ..unet.capture import PATCH, Layer, looking
+from .memory import memory_of_a_step
 
 logger = logging.getLogger(__name__)
-
-_ACTIVATION_FACTOR = 6.0
-"""Memory of forward and backward over ComfyUI's estimate for a forward alone."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -58,8 +56,10 @@ class ComfyDenoiser:
     """Noised latents in, the U-Net's output and attention maps out.
 
     ``latents`` (N, C, h, w) are what the U-Net is trained on, ``masks`` (N, 1, H, W) the faces in
-    them or None, ``captions`` (N) what else each of them shows. ``identity`` says which placeholder
-    stands for which class word. Use it inside :func:`trainable.differentiable`.
+    them or None, ``captions`` (N) what else each of them shows, ``sides`` (N) how many pixels the
+    side of each was in its photo, which SDXL is told; by default as many as now. ``identity`` says
+    which placeholder stands for which class word. ``checkpointing`` says how it will be used inside
+    :func:`differentiable.differentiable`, and so how much memory to ask for.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class ComfyDenoiser:
         latents: torch.Tensor,
         masks: torch.Tensor | None,
         captions: Sequence[str] | None = None,
+        sides: Sequence[int] | None = None,
         dtype: str = "auto",
+        checkpointing: bool = False,
         with_maps: bool = True,
     ) -> None:
         for name, patcher in (("model", model), ("clip", clip.patcher)):
@@ -88,7 +90,10 @@ class ComfyDenoiser:
         self.name = identity.name
         self.stages = identity.stages
         self.latents, self.masks = latents, masks
+        scale = latent_format_of(model).spacial_downscale_ratio
+        self.sides = sides or [latents.shape[-1] * scale] * len(latents)
         self.with_maps = with_maps
+        self.checkpointing = checkpointing
         self.room, self.loaded = 0, []
         self.load(1)  # puts the clone's object patches in force, such as another sampling type
         captions = captions or [""] * len(latents)
@@ -104,7 +109,7 @@ class ComfyDenoiser:
         self.dtype = TORCH_DTYPES.get(dtype, base.get_dtype_inference())
         self.sampling = base.model_sampling
         self.sigmas = training_sigmas(self.sampling, base.model_config)
-        self.layers = cross_attention_layers(base.diffusion_model)
+        self.layers = representative_layers(base.diffusion_model)
         self.references: dict[int, torch.Tensor] = {}
         self.reference_keys: dict[tuple[int, Block], torch.Tensor] = {}
 
@@ -124,9 +129,9 @@ class ComfyDenoiser:
             return
         patchers = [self.model, self.clip.patcher]
         shape = (samples, *self.latents.shape[1:])
-        needed = self.model.memory_required(shape) * _ACTIVATION_FACTOR
+        needed = memory_of_a_step(self.model, shape, self.checkpointing)
         with torch.inference_mode():  # as in any node, so that the weights stay what they were
-            comfy.model_management.load_models_gpu(patchers, memory_required=int(needed))
+            comfy.model_management.load_models_gpu(patchers, memory_required=needed)
         self.room, self.loaded = samples, _loaded_now()
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
@@ -150,7 +155,7 @@ class ComfyDenoiser:
             self.sampling.timestep(sigma).float(),
             control=None,
             transformer_options=recorder.options(),
-            **self._conditions(text, noised),
+            **self._conditions(text, noised, batch.samples),
         ).float()
         layers = recorder.pairs
         recorder.pairs = deque(maxlen=0)  # gradient checkpointing would record again
@@ -226,24 +231,32 @@ class ComfyDenoiser:
         encoded: Any = self.clip.encode_from_tokens(tokens, return_pooled=True)
         return encoded
 
-    def _conditions(self, text: _Texts, noised: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the U-Net is conditioned on, as ComfyUI's model makes it of a prompt."""
+    def _conditions(
+        self, text: _Texts, noised: torch.Tensor, samples: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """What the U-Net is conditioned on, as ComfyUI's model makes it of each sample's prompt.
+
+        SDXL is told two sizes: that of the square in the photo, and the one it was resized to.
+        """
         scale = latent_format_of(self.model).spacial_downscale_ratio
-        conditions = self.model.model.extra_conds(
-            cross_attn=text.keys,
-            pooled_output=text.pooled,
-            noise=noised,
-            device=noised.device,
-            width=noised.shape[-1] * scale,
-            height=noised.shape[-2] * scale,
-            prompt_type="positive",
-        )
-        made = {
-            name: condition.process_cond(batch_size=len(noised), area=None).cond
-            for name, condition in conditions.items()
-        }
+        made: dict[str, list[torch.Tensor]] = {}
+        for row, sample in enumerate(samples):
+            one = slice(row, row + 1)
+            conditions = self.model.model.extra_conds(
+                cross_attn=text.keys[one],
+                pooled_output=None if text.pooled is None else text.pooled[one],
+                noise=noised[one],
+                device=noised.device,
+                width=self.sides[sample],
+                height=self.sides[sample],
+                target_width=noised.shape[-1] * scale,
+                target_height=noised.shape[-2] * scale,
+                prompt_type="positive",
+            )
+            for name, condition in conditions.items():
+                made.setdefault(name, []).append(condition.process_cond(1, area=None).cond)
         made["context"] = made.pop("c_crossattn")
-        return {name: one.to(noised.device, self.dtype) for name, one in made.items()}
+        return {name: torch.cat(rows).to(noised.device, self.dtype) for name, rows in made.items()}
 
 
 class _Texts(NamedTuple):

@@ -6,6 +6,8 @@ a smile: the diffusion classifier of Li et al. 2023. No other model is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -29,16 +31,19 @@ def expressions_in(
     template: str,
     latents: torch.Tensor,
     masks: torch.Tensor | None,
+    sides: Sequence[int] | None = None,
 ) -> list[str]:
     """For each of the latents (N, C, h, w) one of ``EXPRESSIONS``, or "" where none is clear.
 
     ``identity`` has the class word's vectors, ``template`` is a training prompt, and ``masks`` (N,
-    1, H, W) are the faces or None. Costs 56 forward passes of the U-Net per photo. ComfyUI's
-    cancel button stops it.
+    1, H, W) are the faces or None, ``sides`` as in :class:`ComfyDenoiser`. Costs 56 forward passes
+    of the U-Net per photo. ComfyUI's cancel button stops it.
     """
     phrases = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
-    denoiser = ComfyDenoiser(model, clip, identity, prompts, latents, masks, with_maps=False)
+    denoiser = ComfyDenoiser(
+        model, clip, identity, prompts, latents, masks, sides=sides, with_maps=False
+    )
     found = []
     for sample in range(len(latents)):
         losses = {}

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
-import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ...attention.heat_maps import added_up
-from ...errors import SeFiError, printable, quoted
+from ...errors import SeFiError, quoted
 from ...families import FAMILIES, label_of
 from ...identity.identity import Identity, thumbnail_of
-from ...learning.loop import Batch, Step, check_diffusers, optimise
-from ...learning.parametrisation import Vectors, build_parametrisation
+from ...learning.loop import Step, check_diffusers, optimise
+from ...learning.parametrisation import build_parametrisation
 from ...learning.photos import Photo, training_pictures
 from ...learning.report import text_picture, training_report
 from ...learning.settings import TrainingSettings
 from ...text.captions import AUTO, check_captions
 from ...text.placeholders import check_class_word, check_name, expand_template
-from ..apply import apply_identity
 from ..base_model import family_of, latent_format_of
 from ..clip.embeddings import class_word_embedding, embedding_units, with_last_repeated
 from ..clip.tokens import check_clip, token_widths
-from ..methods.tokens import AppliedIdentity
 from .denoiser import ComfyDenoiser
 from .differentiable import differentiable
 from .expressions import expressions_in
+from .memory import is_checkpointing
+from .pictures import picture_or_why_not, placeholder_map, sample_picture
 
 logger = logging.getLogger(__name__)
 
 HALF_LOSS_SCALE = 2.0**16
-MAP_TIMESTEP = 400
-PREVIEW_STEPS, PREVIEW_CFG, PREVIEW_SEED = 10, 5.0, 0
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,12 @@ def train_identity(
         first = plain if start is None else _going_on(start, plain)
         prompt = [expand_template(template, first.name) for template in settings.templates][0]
         captions = check_captions(settings.captions, len(photos))
-        pictures, masks = training_pictures(photos, settings.resolution)
+        if not settings.resolution:
+            settings = replace(settings, resolution=FAMILIES[plain.family].resolution)
+        pictures, masks, sides = training_pictures(photos, settings.resolution)
         latents = _encode_pictures(model, vae, pictures)
         template = settings.templates[0]
-        captions = _with_expressions(captions, model, clip, plain, template, latents, masks)
+        captions = _with_expressions(captions, model, clip, plain, template, latents, masks, sides)
         denoiser = ComfyDenoiser(
             model,
             clip,
@@ -90,8 +88,14 @@ def train_identity(
             latents,
             masks,
             captions,
+            sides,
             settings.dtype,
-            with_maps=_looks_at_maps(settings, masks),
+            is_checkpointing(
+                settings.gradient_checkpointing,
+                [model, clip.patcher],
+                (settings.batch_size, *latents.shape[1:]),
+            ),
+            _looks_at_maps(settings, masks),
         )
         parameters = build_parametrisation(
             settings.parametrisation,
@@ -123,7 +127,7 @@ def train_identity(
                 on_step(step)
             if on_preview is not None and _is_due(step.number, settings):
                 on_preview(
-                    _or_why_not(
+                    picture_or_why_not(
                         "preview",
                         lambda: sample_picture(
                             model, clip, vae, current(), prompt, pictures.shape[1]
@@ -132,7 +136,7 @@ def train_identity(
                 )
 
         modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
-        with differentiable(*modules, gradient_checkpointing=settings.gradient_checkpointing):
+        with differentiable(*modules, gradient_checkpointing=denoiser.checkpointing):
             before = placeholder_map(denoiser, *parameters())
             scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
             history = optimise(parameters, denoiser, settings, after_step, scale)
@@ -148,60 +152,11 @@ def train_identity(
             )
 
         try:
-            report = _or_why_not("report", draw)
+            report = picture_or_why_not("report", draw)
         except comfy.model_management.InterruptProcessingException:
             comfy.model_management.interrupt_current_processing()  # nothing after the training
             report = text_picture("The report was cancelled.")
     return TrainingResult(identity, history, report)
-
-
-def _or_why_not(what: str, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A picture (H, W, 3) that decorates a training, or one that says why there is none.
-
-    What was learned is not lost for it, whatever goes wrong.
-    """
-    try:
-        return draw()
-    except Exception as error:
-        why = printable(str(error)) or type(error).__name__
-        logger.warning("SeFi Train Identity: the %s could not be drawn: %s", what, why)
-        return text_picture(f"The {what} could not be drawn: {why}")
-
-
-@torch.no_grad()
-def placeholder_map(denoiser: ComfyDenoiser, keys: Vectors, values: Vectors) -> torch.Tensor:
-    """Where the placeholder looks in the first training picture, (h, w) with a maximum of 1."""
-    with_maps, denoiser.with_maps = denoiser.with_maps, True
-    try:
-        prediction = denoiser(keys, values, Batch([0], [0], [MAP_TIMESTEP], 0))
-    finally:
-        denoiser.with_maps = with_maps
-    seen = [maps.cpu() for maps in prediction.placeholder_maps()]
-    return added_up(seen, max(layer.size for layer in prediction.layers))[0]
-
-
-@torch.inference_mode()  # as any sampler, with which ComfyUI's cast buffers are shared
-def sample_picture(
-    model: ModelPatcher, clip: CLIP, vae: VAE, identity: Identity, prompt: str, side: int
-) -> torch.Tensor:
-    """A quick picture (side, side, 3) of a prompt with the identity applied."""
-    model, clip = apply_identity(model, clip, AppliedIdentity(identity))
-    positive, negative = (
-        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
-    )
-    shape = (1, latent_format_of(model).latent_channels, side // 8, side // 8)
-    latent = torch.zeros(shape)
-    noise = comfy.sample.prepare_noise(latent, PREVIEW_SEED)
-    samples = comfy.sample.sample(
-        model, noise, PREVIEW_STEPS, PREVIEW_CFG, "euler", "normal", positive, negative, latent,
-        disable_pbar=True, seed=PREVIEW_SEED,
-    )  # fmt: skip
-    picture = vae.decode(samples)[0]
-    if not torch.isfinite(picture).all():
-        raise SeFiError(
-            "vae gives pictures that are not numbers (NaN): start ComfyUI with --fp32-vae"
-        )
-    return picture
 
 
 def _class_word_identity(
@@ -212,13 +167,13 @@ def _class_word_identity(
     check_name(name)
     class_word = check_class_word(class_word)
     family = family_of(model)
-    trainable = family in FAMILIES and FAMILIES[family].trainable
+    known = family in FAMILIES
     channels = model.model.model_config.unet_config.get("in_channels")
-    if not trainable or channels != latent_format_of(model).latent_channels:
-        kind = "inpainting or editing" if trainable else label_of(family)
+    if not known or channels != latent_format_of(model).latent_channels:
+        kind = "inpainting or editing" if known else label_of(family)
         raise SeFiError(
-            f"model is for {kind}, and training knows ordinary Stable Diffusion 1.x only: load "
-            "such a checkpoint"
+            f"model is for {kind}, and training knows ordinary Stable Diffusion 1.x, 2.x and SDXL: "
+            "load such a checkpoint"
         )
     widths = token_widths(clip)
     # The contexts of several text encoders stand side by side.
@@ -256,6 +211,7 @@ def _with_expressions(
     template: str,
     latents: torch.Tensor,
     masks: torch.Tensor | None,
+    sides: Sequence[int],
 ) -> list[str]:
     """The photos' captions with what the model sees in the place of ``AUTO``."""
     captions = list(captions)
@@ -263,7 +219,9 @@ def _with_expressions(
     if not asked:
         return captions
     faces = None if masks is None else masks[asked]
-    found = expressions_in(model, clip, plain, template, latents[asked], faces)
+    found = expressions_in(
+        model, clip, plain, template, latents[asked], faces, [sides[number] for number in asked]
+    )
     for number, expression in zip(asked, found, strict=True):
         captions[number] = expression
         said = expression or "neutral"

@@ -6,11 +6,13 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
   never comes back from a list of strings);
 - ``base``: the context (1, tokens, width) that the text encoder returned, a copy: the prompt with
   the identities' V vectors, an ordinary textual inversion to everything that knows no payloads;
+- ``pooled``: the pooled output (1, width) that came with it, None if there was none;
 - ``tells``: False where that is the context of the class word as well (V at strength 0), so that
   only the conditioning's own dict tells of the identity;
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
-  current), and the contexts ``key`` and ``value`` (1, tokens, width).
+  current), the contexts ``key`` and ``value`` (1, tokens, width), and ``pooled`` (1, width), the
+  pooled output of the V prompt, or None.
 
 It travels in the conditioning's dict as a list under ``CONDITIONING_KEY``. Some nodes drop that
 dict or pair it with another context, so a payload counts only where its base context is found, and

@@ -4,7 +4,8 @@
   of its ``model_conds``: so ComfyUI itself repeats, batches, copies, crops and windows it with the
   context that it belongs to.
 - ``DIFFUSION_MODEL`` finds in each row of the batch the prompts that are known, those of the
-  conditioning's own dict first, and has an ``attn2_patch`` swap their contexts.
+  conditioning's own dict first, has an ``attn2_patch`` swap their contexts, and swaps the pooled
+  output where the model has one (SDXL).
 
 Patches of other packs run first and see ordinary text; what they bring is recognised as well. Only
 where nothing is recognised after them, as when they cut contexts, the swap comes before them.
@@ -21,7 +22,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ...injection import Injection, Row, Segment, swapped
+from ...injection import Injection, Row, Segment, pooled_swapped, swapped
 from ...stages import stage_edges
 from ..base_model import model_sampling_of, training_sigmas, uncompiled
 from .conditioning import (
@@ -102,6 +103,16 @@ class Run:
             self._swapped[batch] = state, (torch.cat(keys), torch.cat(values))
         return self._swapped[batch][1]
 
+    def swap_pooled(self, vectors: torch.Tensor, rows: Sequence[Row], sigma: float) -> torch.Tensor:
+        """The vectors (rows, width) of a batch, which begin with the prompts' pooled outputs."""
+        if not any(segment.at(sigma) for row in rows for segment in row):
+            return vectors
+        parts = [
+            pooled_swapped(vector, row, sigma, lambda tensor: self._on_device_of(vectors, tensor))
+            for vector, row in zip(vectors.split(1), rows, strict=True)
+        ]
+        return torch.cat(parts)
+
     def _row(self, number: int | None, marks: Marks, dtype: torch.dtype) -> Row:
         place = number, dtype, marks
         if place not in self._rows:
@@ -112,7 +123,12 @@ class Run:
                 others = (known for known in every if known.tells)
                 candidates = [*self.own[number], *others]
             self._rows[place] = [
-                Segment(start, start + len(known.marks(dtype)), self._injections_of(known))
+                Segment(
+                    start,
+                    start + len(known.marks(dtype)),
+                    self._injections_of(known),
+                    known.payload.get("pooled"),
+                )
                 for start, known in find(marks, dtype, candidates, REGISTRY)
             ]
         return self._rows[place]
@@ -127,7 +143,9 @@ class Run:
                 for stage, stages in phase["stages"]:
                     edges = (float("-inf"), *self._edges_of(stages), float("inf"))
                     lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
-                injections.append(Injection(lowest, highest, phase["key"], phase["value"]))
+                injections.append(
+                    Injection(lowest, highest, phase["key"], phase["value"], phase.get("pooled"))
+                )
             self._injections[known] = injections
         return self._injections[known]
 
@@ -182,7 +200,10 @@ def diffusion_model(
     run = transformer_options.get(RUN_KEY)
     if run is not None and context is not None:
         sigma = float(transformer_options["sigmas"].detach().flatten()[0])
-        contexts = run.swap(context, run.rows(context, numbers), sigma)
+        rows = run.rows(context, numbers)
+        contexts = run.swap(context, rows, sigma)
+        if y is not None and len(y) == len(rows):
+            y = run.swap_pooled(y, rows, sigma)
         patches = transformer_options.get("patches", {})
         others = patches.get(PATCH, [])
         if contexts is not None or others:
