@@ -8,6 +8,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
+from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from safetensors.torch import load_file, save_file
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.base_model import (
@@ -200,3 +201,36 @@ def test_kin_with_less_attention(mini_checkpoint, tmp_path):
     learned = run(models, masks=[photo_and_mask()[1]])[0]
     assert learned.widths == random_checkpoint.widths("sdxl")
     assert apply(*models[:2], learned)
+
+
+SAMPLINGS = {
+    "noise": (ModelSamplingDiscrete, "eps", False),
+    "velocity": (ModelSamplingDiscrete, "v_prediction", False),
+    "zero terminal SNR": (ModelSamplingDiscrete, "v_prediction", True),
+    "LCM": (ModelSamplingDiscrete, "lcm", False),
+    "EDM": (ModelSamplingContinuousEDM, "edm", 80.0, 0.002),
+    "Playground": (ModelSamplingContinuousEDM, "edm_playground_v2.5", 80.0, 0.002),
+    "CosXL": (ModelSamplingContinuousEDM, "v_prediction", 120.0, 0.002),
+}
+
+
+@of_sdxl
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_the_target_is_the_output_that_denoises_to_the_picture(mini_sd, sampling):
+    """Whatever the checkpoint predicts: NoobAI's velocity, Playground's EDM, distilled ones."""
+    node, *arguments = sampling
+    model, clip, _ = mini_sd
+    with torch.inference_mode():
+        model = node().patch(model, *arguments)[0]
+    anna = identity(clip, "anna", 5, seed=1)
+    latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    denoiser = ComfyDenoiser(model, clip, anna, ["a photo of <name>"], latents, None)
+    batch = Batch([0, 1], [0, 0], [50, 900], 3)
+    with torch.inference_mode(False), torch.no_grad():
+        made = denoiser(anna.key_vectors, anna.value_vectors, batch)
+    sigma = denoiser.sigmas[batch.timesteps]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    noised = denoiser.sampling.noise_scaling(sigma, noise, latents)
+    denoised = denoiser.sampling.calculate_denoised(sigma, made.target, noised)
+    torch.testing.assert_close(denoised, latents, rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(made.output).all() and made.target.abs().mean() < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
@@ -65,7 +66,7 @@ def is_checkpointing(wanted: str, patchers: Sequence[ModelPatcher], shape: Seque
 def _room(patchers: Sequence[ModelPatcher]) -> float:
     """Bytes that are free beside these models' weights, once ComfyUI has unloaded all others."""
     device = patchers[0].load_device
-    free = comfy.model_management.get_free_memory(device)
+    free: Any = comfy.model_management.get_free_memory(device)  # a tuple if one asks for more
     if comfy.model_management.is_device_cpu(device):
         return free  # where weights are in the computer's memory already
     loaded = comfy.model_management.current_loaded_models
