@@ -2,8 +2,9 @@
 
 Runs ``workflows/quick_start.json`` through the server's HTTP API and leaves what comes out in
 ``output/demo``. With ``PHOTO`` and ``CKPT`` in the environment it takes the user's own photo and
-Stable Diffusion 1.5 checkpoint; else a drawn portrait (``SEED`` chooses whose) and the miniature
-of ``tests/mini_sd``. The last line is one JSON object with the figures.
+Stable Diffusion 1.5 checkpoint, and says how alike the pictures are if a model of SeFi Likeness is
+in ComfyUI's models folder; else a drawn portrait (``SEED`` chooses whose) and the miniature of
+``tests/mini_sd``. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from sefi_ide.sefi_core import evaluation
+from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.faces.recognition import INSIGHT, SFACE, FaceEncoder, find_model
+from sefi_ide.sefi_core.faces.yunet import YuNetDetector
+from sefi_ide.sefi_core.likeness import judge as compare
+from sefi_ide.sefi_core.likeness import words_of
 from sefi_ide.tests.mini_sd import judges, render, world
 from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
-from .comfyui import REPOSITORY
+from .comfyui import REPOSITORY, comfyui_path
 from .grid import labelled_grid
 from .server import ComfyServer
 from .workflow import Prompt, nodes_of, to_prompt
@@ -83,9 +89,12 @@ def main() -> None:
         "total_seconds": round(time.monotonic() - started, 1),
         "id_mean": None,
         "prompt_share": None,
+        "likeness": None,
     }
     if not photo and not os.environ.get("CKPT"):
         figures |= judge(pictures, seed)
+    if photo:
+        figures["likeness"] = likeness(pictures, picture, comfyui_path() / "models")
     print(f"Look at {(OUTPUT / 'grid.png').relative_to(REPOSITORY)}.")
     print(json.dumps(figures))
 
@@ -180,6 +189,32 @@ def judge(pictures: list[Image.Image], seed: int) -> dict[str, float]:
         "id_mean": round(figures["id"], 3),
         "prompt_share": round(figures["prompt"], 3),
     }
+
+
+def likeness(pictures: list[Image.Image], photo: Image.Image, models: Path) -> float | None:
+    """The mean likeness of the pictures to the photo, a picture without a face counting 0.
+
+    Of the photo itself, so that a copy of it is the most alike. None, and a line that says why,
+    where ``models`` has no model for it or the photo no face.
+    """
+    places = ((SFACE, models / "face_recognition"), (INSIGHT, models / "insightface"))
+    found = [(kind, path) for kind, folder in places if (path := find_model(kind, [folder]))]
+    if not found:
+        print(f"No likeness: put {SFACE.files[0]} into {places[0][1]}.")
+        return None
+    try:
+        judged = compare(
+            [np.asarray(one) for one in pictures],
+            [np.asarray(photo)],
+            [],
+            YuNetDetector(),
+            FaceEncoder(*found[0], use_gpu=False),
+        )
+    except SeFiError as error:
+        print(f"No likeness: {error}.")
+        return None
+    print("Likeness: " + "; ".join(words_of(one) for one in judged))
+    return round(sum(one.likeness for one in judged) / len(judged), 3)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,6 @@
-"""SeFi Likeness in ComfyUI: its models, its outputs, its errors, and SFace on real photos."""
+"""SeFi Likeness in ComfyUI: its models, its outputs, its errors, and SFace itself."""
 
 from __future__ import annotations
-
-import io
-import itertools
-import json
-from collections import defaultdict
 
 import comfy.model_management
 import folder_paths
@@ -20,15 +15,10 @@ from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.faces.alignment import TEMPLATE, aligned
 from sefi_ide.sefi_core.faces.face import Face
 from sefi_ide.sefi_core.faces.recognition import SFACE, FaceEncoder
-from sefi_ide.sefi_core.likeness import copying
-from sefi_ide.tests.comfy.sface import sface_file
+from sefi_ide.tests.sface import sface_file
 from sefi_ide.tests.unit.recognition_models import save_recogniser
-from sefi_ide.tools.comfyui import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-
-PHOTOS = REPOSITORY / "build" / "photos"
-TRUTH = REPOSITORY / "tests" / "photos" / "truth.json"
 
 
 class OneFace:
@@ -44,7 +34,7 @@ class OneFace:
 def models(tmp_path, monkeypatch):
     """An empty {models} folder, and a detector that needs no photos."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(likeness, "open_detector", lambda name: OneFace())
+    monkeypatch.setattr(likeness, "YuNetDetector", OneFace)
     return tmp_path
 
 
@@ -205,94 +195,3 @@ def test_sface_knows_a_photo_again_however_it_is_saved_turned_and_lit(sface):
         assert first @ sface.embed(aligned(other, points)) > least
     upside_down = sface.embed(aligned(photo, ASTRONAUT[[4, 3, 2, 1, 0]]))
     assert first @ upside_down < 0.5
-
-
-@pytest.fixture(scope="module")
-def people(sface):
-    """The embeddings of the five men's photos, by man, and of the faces of all other photos."""
-    if not TRUTH.is_file():
-        pytest.skip("the list of photos is not there")
-    from sefi_ide.sefi_core.comfyui.faces import open_detector
-
-    detector = open_detector("auto")
-    men, others = defaultdict(dict), []
-    for photo in json.loads(TRUTH.read_text(encoding="utf-8"))["photos"]:
-        file = next(PHOTOS.glob(f"{photo['sha256'] or 'none'}.*"), None)
-        man = photo["name"].split("/")[0] if "John_" in photo["name"] else None
-        if file is None or (man is None and photo["kind"] != "faces"):
-            continue
-        pixels = np.asarray(Image.open(file).convert("RGB"))
-        faces = sorted(detector.detect(pixels), key=lambda face: -face.area)
-        if man is not None and faces:
-            men[man][photo["name"]] = pixels, faces[0]
-        elif man is None:
-            others += [sface.embed(aligned(pixels, face.points)) for face in faces]
-    if len(men) < 5:
-        pytest.skip("the photos are not there: run `make test-photos` first")
-    return men, others
-
-
-def embeddings(sface, men):
-    return {
-        man: [sface.embed(aligned(*_pixels_and_points(one))) for one in photos.values()]
-        for man, photos in men.items()
-    }
-
-
-def _pixels_and_points(one):
-    pixels, face = one
-    return pixels, face.points
-
-
-@pytest.fixture(scope="module")
-def cosines(sface, people):
-    """Cosines of two photos of one man, and of one of them with a photo of anybody else."""
-    known = embeddings(sface, people[0])
-    same = [a @ b for faces in known.values() for a, b in itertools.combinations(faces, 2)]
-    different = [
-        a @ b for one, two in itertools.combinations(known.values(), 2) for a in one for b in two
-    ]
-    different += [a @ b for faces in known.values() for a in faces for b in people[1]]
-    return np.array(same), np.array(different)
-
-
-def test_real_people_are_told_apart(cosines):
-    same, different = cosines
-    assert len(same) > 200 and len(different) > 5000
-    assert (same[:, None] > different).mean() >= 0.99
-
-
-def test_the_scale_is_that_of_real_people(cosines):
-    """0 is a stranger and 1 another photo of the person, on average."""
-    same, different = cosines
-    assert abs(SFACE.likeness(same.mean()) - 1) < 0.1
-    assert abs(SFACE.likeness(different.mean())) < 0.05
-
-
-def test_nobody_is_known_worse_than_the_others(sface, people):
-    for man, faces in embeddings(sface, people[0]).items():
-        same = [SFACE.likeness(a @ b) for a, b in itertools.combinations(faces, 2)]
-        assert np.mean(same) > 0.85 and min(same) > 0.6, man
-
-
-def test_copying_tells_a_saved_copy_from_another_photo(sface, people):
-    """A copy is smaller, cut otherwise and saved as JPEG."""
-    known = embeddings(sface, people[0])
-    copies, others = [], []
-    for man, photos in people[0].items():
-        faces = known[man]
-        for number, (pixels, face) in enumerate(photos.values()):
-            training = faces[number][None]
-            rest = [one for other, one in enumerate(faces) if other != number]
-            buffer = io.BytesIO()
-            size = [round(side * 0.6) for side in pixels.shape[1::-1]]
-            Image.fromarray(pixels).resize(size).save(buffer, "jpeg", quality=75)
-            saved = np.asarray(Image.open(buffer))
-            copy = sface.embed(aligned(saved, face.points * 0.6))
-            copies.append(copying(copy, training, np.array(rest)))
-            others += [
-                copying(one, training, np.array(rest[:place] + rest[place + 1 :]))
-                for place, one in enumerate(rest)
-            ]
-    assert np.median(copies) > 0.8 and abs(np.mean(others)) < 0.1
-    assert np.mean(np.array(copies)[:, None] > others) > 0.97

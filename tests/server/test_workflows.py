@@ -9,7 +9,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sefi_ide.tests.comfy.sface import MODEL, sface_file
+from sefi_ide.tests.sface import MODEL, sface_file
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.workflow import nodes_of
 
