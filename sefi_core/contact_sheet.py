@@ -56,8 +56,8 @@ def contact_sheet(entries: Sequence[Entry]) -> torch.Tensor:
 def _fitted(entry: Entry) -> Image.Image:
     picture = Image.fromarray(entry.picture)
     scale = CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    small = picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.LANCZOS)
     if entry.face is not None:
         (x, y), half_width, half_height = (
             entry.face.center, entry.face.width / 2, entry.face.height / 2
