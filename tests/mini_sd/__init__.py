@@ -1,1 +1,1 @@
-"""A miniature Stable Diffusion and its world: rendered portraits, judges, a training script."""
+"""Miniature Stable Diffusions and their world: rendered portraits, judges, a training script."""

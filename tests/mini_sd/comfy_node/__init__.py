@@ -1,4 +1,4 @@
-"""Test-only custom node: teaches ComfyUI to load the miniature Stable Diffusion."""
+"""Test-only custom node: teaches ComfyUI to load the miniature Stable Diffusions."""
 
 import importlib.util
 import sys
