@@ -69,8 +69,9 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
         run = server.run(with_few_steps(shipped_prompt(name, picture)))
     pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in run.pictures("SaveImage")]
     assert pictures
+    side = 1024 if name == "quick_start_sdxl" else 512
     for pixels in pictures:
-        assert pixels.shape == (512, 512, 3)
+        assert pixels.shape == (side, side, 3)
         assert pixels.std() > 1
     if name == "keep_the_most_alike":
         assert len(pictures) == 3
