@@ -6,13 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..sefi_core.checks import check_choice
-from ..sefi_core.comfyui.faces import DETECTORS, detector_state, mask_faces
-from ..sefi_core.errors import raised_by
+from ..sefi_core.comfyui.faces import DETECTORS, check_detector, detector_state, mask_faces
+from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.faces.extract import NONE_FOUND, Selection
 from ..sefi_core.faces.face import WHICH
 from ..sefi_core.faces.regions import REGIONS
-from .types import CATEGORY
+from .types import CATEGORY, IMAGE, check_input
 
 DEFAULTS = Selection()
 
@@ -28,8 +27,7 @@ class SeFiFaceMask(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Finds faces, makes a mask of the chosen ones and cuts out a square around each "
-                "head. Without insightface's models it uses the face cascade of scikit-image, "
-                "which sees upright faces from the front. Nothing is downloaded."
+                "head. What it needs for that comes with the pack; nothing is downloaded."
             ),
             search_aliases=["face detection", "face crop", "head mask", "insightface"],
             inputs=[
@@ -41,10 +39,11 @@ class SeFiFaceMask(io.ComfyNode):
                     options=list(DETECTORS),
                     default="auto",
                     tooltip=(
-                        "auto: insightface if it is installed and its models are in "
-                        "models/insightface, else the LBP cascade. insightface: precise, the mask "
-                        "follows the face. lbp cascade: comes with scikit-image; faces of at least "
-                        "6 % of the picture's longer side and 20 px."
+                        "yunet: comes with the pack; sees faces of 2 % of the picture's longer "
+                        "side and more, from the front and from the side. insightface: needs that "
+                        "package and its models in models/insightface; the mask of the region face "
+                        "follows the outline. auto: yunet, but insightface for the region face "
+                        "where its 2d106det is there."
                     ),
                 ),
                 io.Combo.Input(
@@ -69,8 +68,8 @@ class SeFiFaceMask(io.ComfyNode):
                     default=DEFAULTS.region,
                     tooltip=(
                         "What the mask covers. face: its outline, from hairline to chin (with "
-                        "insightface's 2d106det along the landmarks). head: with hair, ears and "
-                        "chin. oval: an ellipse over the face."
+                        "insightface's 2d106det along the landmarks). head: what is seen of it, "
+                        "with hair and headgear. oval: an ellipse over the face."
                     ),
                 ),
                 io.Int.Input(
@@ -121,6 +120,15 @@ class SeFiFaceMask(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                io.BoundingBox.Input(
+                    "boxes",
+                    optional=True,
+                    force_input=True,
+                    tooltip=(
+                        "Boxes around faces, in pixels, from a detector of ComfyUI or another "
+                        "pack: they are used instead of this node's own detector."
+                    ),
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -144,9 +152,22 @@ class SeFiFaceMask(io.ComfyNode):
         return detector_state(detector)  # a linked detector is not known yet
 
     @classmethod
-    def execute(cls, image: io.Image.Type, detector: str, **selection: Any) -> io.NodeOutput:
+    def validate_inputs(cls, detector: str | None = None) -> bool | str:
+        """Takes the names that detectors had in former versions; a linked one is not known yet."""
+        try:
+            if detector is not None:
+                check_detector(detector)
+        except SeFiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, image: io.Image.Type, detector: str, boxes: Any = None, **selection: Any
+    ) -> io.NodeOutput:
         given = {name: value for name, value in selection.items() if value is not None}
         with raised_by("SeFi Face Mask"):
-            check_choice("detector", detector, DETECTORS)
-            found = mask_faces(image, detector, Selection(**given))
+            check_input("image", image, IMAGE)
+            check_detector(detector)
+            found = mask_faces(image, detector, Selection(**given), boxes)
         return io.NodeOutput(found.masks, found.crops, found.crop_masks, found.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..images import resized
 from .face import Face
@@ -33,17 +34,55 @@ def middle_square(size: tuple[int, int]) -> Square:
     return (width - side) // 2, (height - side) // 2, side
 
 
-def crop(picture: torch.Tensor, square: Square, pixels: int) -> torch.Tensor:
+def crop(
+    picture: torch.Tensor, square: Square, pixels: int, empty_outside: bool = False
+) -> torch.Tensor:
     """The square of ``picture`` (height, width, channels), (pixels, pixels, channels) in [0, 1].
 
-    Beyond the borders the picture's edge is repeated. Resampling is bicubic with antialiasing.
+    Beyond the borders the picture's edge is repeated, or there is 0 with ``empty_outside``.
+    Resampling is bicubic with antialiasing.
     """
     left, top, side = square
-    height, width, _ = picture.shape
-    rows = torch.arange(top, top + side).clamp(0, height - 1)
-    columns = torch.arange(left, left + side).clamp(0, width - 1)
-    planes = picture[rows][:, columns].movedim(-1, 0).float()
+    rows, columns = torch.arange(top, top + side), torch.arange(left, left + side)
+    # A square of a camera's photo is averaged first, line by line: it would be hundreds of MB.
+    length = min(side, 2 * pixels)
+    planes = averaged(picture, rows, columns, (length, length))
+    if empty_outside:
+        inside = [
+            F.adaptive_avg_pool1d(((at >= 0) & (at < end)).float()[None], length)[0]
+            for at, end in zip((rows, columns), picture.shape[:2], strict=True)
+        ]
+        planes = planes * inside[0][:, None] * inside[1]
     return resized(planes, (pixels, pixels)).movedim(0, -1)
+
+
+def reduced(picture: torch.Tensor, longest: int) -> torch.Tensor:
+    """A picture (height, width, channels) of at most ``longest`` pixels on its longer side."""
+    height, width = picture.shape[:2]
+    if max(height, width) <= longest:
+        return picture
+    scale = longest / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return averaged(picture, torch.arange(height), torch.arange(width), size).movedim(0, -1)
+
+
+def averaged(
+    picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """These rows and columns of ``picture`` (height, width, channels) as means, (channels, *size).
+
+    Both are ranges; what is beyond the borders means the edge. Only one line is held at a time.
+    """
+    rows, columns = rows.clamp(0, picture.shape[0] - 1), columns.clamp(0, picture.shape[1] - 1)
+    if size == (len(rows), len(columns)):
+        return picture[rows][:, columns].movedim(-1, 0).float()
+    lines = []
+    for number in range(size[0]):
+        first, last = number * len(rows) // size[0], -(-(number + 1) * len(rows) // size[0])
+        here = slice(int(rows[first]), int(rows[last - 1]) + 1)
+        line = picture[here].float().mean(0)[columns]
+        lines.append(F.adaptive_avg_pool1d(line.T[None], size[1])[0])
+    return torch.stack(lines, 1)
 
 
 def _shifted(start: int, side: int, length: int) -> int:

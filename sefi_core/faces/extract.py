@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 
 from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
 from ..images import in_colour, pixels_of
-from .crop import crop, head_square, middle_square
-from .face import WHICH, Detector, choose
-from .regions import REGIONS, region_mask
+from .boxes import faces_in_boxes
+from .crop import crop, head_square, middle_square, reduced
+from .face import WHICH, Detector, Face, choose
+from .heads import head_region
+from .regions import REGIONS, paint, region_of
 
 logger = logging.getLogger(__name__)
+
+# Of the longer side, for a detector; YuNet looks at 640, insightface's landmarks at each face.
+MOST_PIXELS = 1280
 
 NONE_FOUND = ("error", "whole picture")
 
@@ -66,63 +71,98 @@ def extract_faces(
     detector: Detector,
     selection: Selection,
     on_picture: Callable[[int], None] = lambda done: None,
+    boxes: Any = None,
 ) -> Extraction:
     """Find, choose, mask and crop the faces of ``pictures`` (pictures, height, width, channels).
 
     An alpha channel is left out; a single channel is taken as grey. ``on_picture`` is told the
-    number of pictures that are done. Raises :class:`SeFiError` for pictures that cannot be used,
+    number of pictures that are done. ``boxes``, a BOUNDING_BOX of ComfyUI, say where the faces are
+    instead of the detector. Raises :class:`SeFiError` for pictures and boxes that cannot be used,
     for a face index that does not exist, and, if ``selection.none_found`` says so, for a picture
     without a face.
     """
     pictures = checked_pictures(pictures)
-    height, width = size = pictures.shape[1], pictures.shape[2]
-    masks, crops, crop_masks, count = [], [], [], 0
-    for number, picture in enumerate(pictures, start=1):
-        name = "the picture" if len(pictures) == 1 else f"picture {number} of the batch"
-        pixels = pixels_of(picture).numpy()
-        found = detector.detect(pixels)
-        count += len(found)
+    count, height, width = pictures.shape[:3]
+    given = None if boxes is None else faces_in_boxes(boxes, count)
+    masks = torch.zeros(count, height, width)
+    crops, crop_masks, total = [], [], 0
+    for number, picture in enumerate(pictures):
+        name = "the picture" if count == 1 else f"picture {number + 1} of the batch"
+        found = _found(picture, detector) if given is None else given[number]
+        total += len(found)
         if found:
-            chosen = choose(found, selection.which_face, selection.face_index, size, name)
-            shapes = [
-                (
-                    region_mask(face, selection.region, size, selection.grow, selection.feather),
-                    head_square(face, selection.crop_margin, size),
-                )
-                for face in chosen
-            ]
-        elif selection.none_found == "error":
-            raise SeFiError(
-                f"no face was found in {name} ({width} x {height} px): use a picture in which the "
-                "face is larger, upright and seen from the front, choose another detector, or set "
-                "none_found to 'whole picture'"
+            chosen = choose(
+                found, selection.which_face, selection.face_index, (height, width), name
             )
+            squares = [head_square(face, selection.crop_margin, (height, width)) for face in chosen]
+        elif selection.none_found == "error":
+            raise SeFiError(_none_found(name, width, height, given is not None))
         else:
             logger.warning("No face was found in %s: the whole picture is used.", name)
-            shapes = [(np.ones(size, np.float32), middle_square(size))]
-        masks.append(torch.from_numpy(np.max([mask for mask, _ in shapes], axis=0)))
-        for mask, square in shapes:
+            chosen, squares = [None], [middle_square((height, width))]
+        for face, square in zip(chosen, squares, strict=True):
+            # A mask of its own only where it is needed: a camera's has 90 MB.
+            mask = masks[number] if len(chosen) == 1 else torch.zeros(height, width)
+            if face is None:
+                mask.fill_(1)
+            else:
+                others = [other for other in found if other is not face]
+                is_head = selection.region == "head"
+                region = (
+                    head_region(picture, face, others)
+                    if is_head
+                    else region_of(face, selection.region)
+                )
+                paint(region, mask, selection.grow, selection.feather)
+            if mask is not masks[number]:
+                torch.maximum(masks[number], mask, out=masks[number])
             crops.append(crop(picture, square, selection.crop_size))
-            one = crop(torch.from_numpy(mask)[..., None], square, selection.crop_size)
+            one = crop(mask[..., None], square, selection.crop_size, empty_outside=True)
             crop_masks.append(one[..., 0])
-        on_picture(number)
-    return Extraction(torch.stack(masks), torch.stack(crops), torch.stack(crop_masks), count)
+        on_picture(number + 1)
+    return Extraction(masks, torch.stack(crops), torch.stack(crop_masks), total)
 
 
 def checked_pictures(pictures: torch.Tensor) -> torch.Tensor:
     """``pictures`` as RGB float32 on the CPU, (pictures, height, width, 3), or a clear error."""
-    if pictures.ndim != 4 or 0 in pictures.shape:
+    if not torch.is_tensor(pictures) or pictures.ndim != 4 or 0 in pictures.shape:
+        what = (
+            f"its shape is {tuple(pictures.shape)}"
+            if torch.is_tensor(pictures)
+            else f"it is a {type(pictures).__name__}"
+        )
         raise SeFiError(
-            f"image is empty or not a batch of pictures (its shape is {tuple(pictures.shape)}): "
-            "connect a node that gives at least one picture"
+            f"image is empty or not a batch of pictures (batch, height, width, channels); {what}: "
+            "connect an IMAGE, such as that of Load Image"
         )
     pictures = pictures.detach().to("cpu", torch.float32)
-    broken = [
-        number for number, one in enumerate(pictures, start=1) if not torch.isfinite(one).all()
-    ]
-    if broken:
-        raise SeFiError(
-            f"image holds values that are not numbers (NaN or infinite) in picture {broken[0]}: "
-            "check the node that made it, often a VAE decoding in half precision"
-        )
+    for number, picture in enumerate(pictures, start=1):
+        # The sum is quick, and takes no memory; only where it is not finite is it looked up why.
+        if not torch.isfinite(picture.sum()) and not torch.isfinite(picture).all():
+            raise SeFiError(
+                f"image holds values that are not numbers (NaN or infinite) in picture {number}: "
+                "check the node that made it, often a VAE decoding in half precision"
+            )
     return in_colour(pictures)
+
+
+def _found(picture: torch.Tensor, detector: Detector) -> list[Face]:
+    """The faces of a picture (height, width, 3); a camera's is looked at in a smaller size."""
+    small = reduced(picture, MOST_PIXELS)
+    scale = picture.shape[0] / small.shape[0], picture.shape[1] / small.shape[1]
+    faces = detector.detect(pixels_of(small).numpy())
+    return faces if scale == (1, 1) else [face.scaled(sum(scale) / 2) for face in faces]
+
+
+def _none_found(name: str, width: int, height: int, has_boxes: bool) -> str:
+    if has_boxes:
+        return (
+            f"boxes has none for {name}: leave boxes unconnected, or set none_found to "
+            "'whole picture'"
+        )
+    return (
+        f"no face was found in {name} ({width} x {height} px): use a picture in which the face is "
+        "seen from the front and neither tiny nor cut off by the borders (where it fills the "
+        "picture, add a margin with Pad Image for Outpainting), choose another detector, or set "
+        "none_found to 'whole picture'"
+    )

@@ -39,6 +39,16 @@ class Face:
     def area(self) -> float:
         return self.width * self.height
 
+    def scaled(self, factor: float) -> Face:
+        """The same face in the picture at ``factor`` times its size."""
+        return Face(
+            (self.center[0] * factor, self.center[1] * factor),
+            self.width * factor,
+            self.height * factor,
+            self.roll,
+            *(None if one is None else one * factor for one in (self.landmarks, self.points)),
+        )
+
 
 class Detector(Protocol):
     """Finds the faces of one picture."""

@@ -108,7 +108,7 @@ def _open(path: Path, task: str, use_gpu: bool) -> Any:
     except Exception as error:  # a broken onnxruntime raises more than ImportError
         raise SeFiError(
             f"insightface cannot be used ({error}): install insightface and onnxruntime, or set "
-            "detector to 'lbp cascade'"
+            "detector to 'yunet'"
         ) from error
     available = onnxruntime.get_available_providers() if use_gpu else []
     providers = [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]

@@ -1,12 +1,14 @@
 """Where a person is in a square of a picture, by MediaPipe's selfie segmentation.
 
 The network was made for a person before a camera: a MobileNetV3 (Howard et al., Searching for
-MobileNetV3, ICCV 2019) with its pooled head and a decoder that weighs what it takes from each level.
+MobileNetV3, ICCV 2019) with its pooled head and a decoder that weighs what it takes from each
+level.
 The weights: ``selfie.safetensors``, made by ``tools/face_weights.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -95,7 +97,7 @@ class _Block(nn.Module):
         after: int,
         size: int,
         stride: int,
-        bend: type[F.relu] | object,
+        bend: Callable[[torch.Tensor], torch.Tensor],
         squeeze: int = 0,
     ) -> None:
         super().__init__()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from math import ceil, cos, radians, sin
+from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import ConvexHull
@@ -20,6 +23,9 @@ BELOW_CHIN = 0.08
 # Brows to hairline, in distances from the brows to the chin: the rule of thirds gives 1/2; less,
 # because landmarks sit at the lower edge of the brows.
 FOREHEAD = 0.45
+
+MOST_CELLS = 1024
+ROWS_AT_ONCE = 64
 
 _TURN = np.linspace(0, 2 * np.pi, 96, endpoint=False)
 
@@ -44,34 +50,76 @@ def outline(face: Face, region: str) -> np.ndarray:
     return _turned(np.stack([x * narrowing * face.width / 2, y * face.height / 2], 1), face)
 
 
-def region_mask(
-    face: Face, region: str, size: tuple[int, int], grow: float = 0, feather: float = 0
-) -> np.ndarray:
-    """The region as a mask (height, width), float32 in [0, 1].
+class Region(NamedTuple):
+    """A shape on a grid of its own: ``inside`` (rows, columns) says which cells are in it.
+
+    The grid's corner is ``left`` and ``top`` pixels from the picture's, and a cell is ``step``
+    pixels wide and high. Large shapes have large cells, so that none costs more than a small one.
+    """
+
+    inside: np.ndarray
+    left: int
+    top: int
+    step: int
+
+
+def region_of(face: Face, region: str) -> Region:
+    """A region of :data:`REGIONS` as :func:`outline` draws it."""
+    points = outline(face, region)
+    left, top = (int(v) for v in np.floor(points.min(0)))
+    size = np.ceil(points.max(0)).astype(int) - (left, top) + 1
+    step = cell_size(int(size.max()))
+    tile = Image.new("L", (-(-int(size[0]) // step), -(-int(size[1]) // step)))
+    ImageDraw.Draw(tile).polygon([tuple(p) for p in (points - (left, top)) / step], fill=1)
+    return Region(np.asarray(tile, bool), left, top, step)
+
+
+def cell_size(side: int) -> int:
+    """Pixels of a cell in the grid of a shape that is ``side`` pixels wide or high."""
+    return max(1, -(-side // MOST_CELLS))
+
+
+def paint(region: Region, mask: torch.Tensor, grow: float = 0, feather: float = 0) -> None:
+    """Put a region into a mask (height, width) of floats, where it is more than what is there.
 
     The outline is moved outwards by ``grow`` pixels (inwards if negative), and the mask falls from
     1 to 0 over ``feather`` pixels, half of them inside the outline and half outside.
     """
-    height, width = size
-    mask = np.zeros(size, np.float32)
-    points = outline(face, region)
-    reach = ceil(max(grow, 0) + feather / 2) + 2
-    left, top = np.floor(points.min(0)).astype(int) - reach
-    right, bottom = np.ceil(points.max(0)).astype(int) + reach
-    # Only the surroundings of the face, but all of them: the distances need the whole outline.
-    tile = Image.new("L", (int(right - left), int(bottom - top)))
-    ImageDraw.Draw(tile).polygon([tuple(p) for p in points - (left, top)], fill=1)
-    inside = np.asarray(tile, bool)
-    if not inside.any():
-        return mask
-    distance = np.asarray(distance_transform_edt(inside))
-    distance = distance - np.asarray(distance_transform_edt(~inside))
-    distance -= np.sign(distance) / 2  # to the outline, not to the next pixel's centre
-    soft = np.clip(0.5 + (distance + grow) / max(feather, 1), 0, 1)
-    y0, y1, x0, x1 = max(top, 0), min(bottom, height), max(left, 0), min(right, width)
+    if not region.inside.any():
+        return
+    step = region.step
+    reach = ceil((max(grow, 0) + feather / 2) / step) + 2
+    # All of the shape and of its surroundings: the distances need the whole outline.
+    inside = np.pad(region.inside, reach)
+    distance = np.asarray(distance_transform_edt(inside), np.float32)
+    distance -= np.asarray(distance_transform_edt(~inside), np.float32)
+    distance -= np.sign(distance) / 2  # to the outline, not to the next cell's centre
+    soft = torch.from_numpy(np.clip(0.5 + (distance * step + grow) / max(feather, 1), 0, 1))
+    left, top = region.left - reach * step, region.top - reach * step
+    for row in range(0, len(soft), ROWS_AT_ONCE):
+        above = min(row, 1)
+        cells = soft[row - above : row + ROWS_AT_ONCE + 1]
+        if step > 1:
+            cells = F.interpolate(cells[None, None], scale_factor=step, mode="bilinear")[0, 0]
+        _put(cells[above * step : (above + ROWS_AT_ONCE) * step], mask, left, top + row * step)
+
+
+def region_mask(
+    face: Face, region: str, size: tuple[int, int], grow: float = 0, feather: float = 0
+) -> np.ndarray:
+    """A drawn region as a mask (height, width), float32 in [0, 1]; see :func:`paint`."""
+    mask = torch.zeros(size)
+    paint(region_of(face, region), mask, grow, feather)
+    return mask.numpy()
+
+
+def _put(cells: torch.Tensor, mask: torch.Tensor, left: int, top: int) -> None:
+    """Put a rectangle into a mask, where it is more; outside of the mask there is nothing."""
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = min(top + cells.shape[0], mask.shape[0]), min(left + cells.shape[1], mask.shape[1])
     if y0 < y1 and x0 < x1:
-        mask[y0:y1, x0:x1] = soft[y0 - top : y1 - top, x0 - left : x1 - left]
-    return mask
+        there = mask[y0:y1, x0:x1]
+        torch.maximum(there, cells[y0 - top : y1 - top, x0 - left : x1 - left], out=there)
 
 
 def _turned(points: np.ndarray, face: Face) -> np.ndarray:

@@ -187,7 +187,7 @@ def _seen_in_both(found: np.ndarray, again: np.ndarray) -> np.ndarray:
 
 
 def _mirrored(found: np.ndarray, width: int) -> np.ndarray:
-    """The boxes of faces in a mirrored picture in pixels of the picture; points stay as they are."""
+    """Boxes of a mirrored picture as boxes of the picture; the points stay as they are."""
     mirrored = found.copy()
     mirrored[:, 1], mirrored[:, 3] = width - found[:, 3], width - found[:, 1]
     return mirrored

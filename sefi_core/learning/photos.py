@@ -13,6 +13,11 @@ from ..images import in_colour, resized
 ROOM = 3.0
 """Side of the training picture over that of the face, where the photo has so much room."""
 
+FAINT = 0.05
+"""A mask that is nowhere more marks nothing; Load Image gives 0.004 everywhere for some files."""
+BACKGROUND_ON_BORDER = 0.6
+"""A mask that marks more of the photo's border, and little of its middle, marks the background."""
+
 
 class Photo(NamedTuple):
     """``picture`` (H, W, 3) in [0, 1]; ``mask`` (H, W) in [0, 1], 1 on the face, or None."""
@@ -65,11 +70,7 @@ def pair_photos(
                 "makes of the same photos, or paint one on the photo (right-click it, Open in Mask "
                 "Editor)"
             )
-        if not torch.isfinite(mask).all() or mask.max() <= 0:
-            raise SeFiError(
-                f"masks: mask {number} is empty: mark the face in it, or disconnect masks to train "
-                "without"
-            )
+        _check_marked(mask, number)
         photos.append(Photo(picture, mask))
     return photos
 
@@ -113,6 +114,29 @@ def _planes(batch: torch.Tensor) -> torch.Tensor:
             "needed: connect a MASK, such as that of SeFi Face Mask"
         )
     return batch[None] if batch.ndim == 2 else batch
+
+
+def _check_marked(mask: torch.Tensor, number: int) -> None:
+    """Raises :class:`SeFiError` for a mask (H, W) that marks nothing, or all but the middle."""
+    if not torch.isfinite(mask).all():
+        raise SeFiError(
+            f"masks: mask {number} has values that are not numbers (NaN): check the node that made "
+            "it"
+        )
+    if mask.max() < FAINT:
+        most = float(mask.max())
+        raise SeFiError(
+            f"masks: mask {number} is empty{f', {most:.3f} at most' if most > 0 else ''}: mark the "
+            "face in it, or disconnect masks to train without"
+        )
+    marked = (mask > 0.5 * mask.max()).float()
+    border = torch.cat([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
+    third = [slice(length // 3, max(length // 3 + 1, 2 * length // 3)) for length in mask.shape]
+    if border.mean() > BACKGROUND_ON_BORDER and marked[third[0], third[1]].mean() < 0.5:
+        raise SeFiError(
+            f"masks: mask {number} marks the background instead of the face, as that of Load Image "
+            "does for a picture with transparency: put Invert Mask in between"
+        )
 
 
 def _square(photo: Photo) -> Photo:

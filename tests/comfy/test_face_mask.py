@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import sys
+from importlib import import_module
+from unittest import mock
 
 import comfy.model_management
+import execution
 import folder_paths
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ from sefi_ide.sefi_core.comfyui import faces
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.faces import insight
 from sefi_ide.tests.unit.face_models import red_squares, save_detector, save_landmarks
+
+import nodes
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -29,7 +36,7 @@ def models(tmp_path, monkeypatch):
 def execute(image, **changes):
     arguments = {
         "detector": "auto", "which_face": "largest", "face_index": 0, "region": "face", "grow": 0,
-        "feather": 0, "none_found": "error", "crop_size": 64, "crop_margin": 0.2,
+        "feather": 0, "none_found": "error", "crop_size": 64, "crop_margin": 0.2, "boxes": None,
     }  # fmt: skip
     assert arguments.keys() >= changes.keys()
     return SeFiFaceMask.execute(image, **{**arguments, **changes}).result
@@ -48,8 +55,11 @@ def astronaut():
     return image(pytest.importorskip("skimage.data").astronaut())
 
 
-def test_the_astronaut_with_the_cascade(astronaut, models):
-    mask, crop, crop_mask, count = execute(astronaut, detector="lbp cascade", crop_size=128)
+@pytest.mark.parametrize("detector", ["auto", "yunet", "lbp cascade"])
+def test_the_astronaut(astronaut, models, detector):
+    """The last is what workflows of former versions say."""
+    assert SeFiFaceMask.validate_inputs(detector=detector) is True
+    mask, crop, crop_mask, count = execute(astronaut, detector=detector, crop_size=128)
     assert mask.shape == (1, 512, 512) and crop.shape == (1, 128, 128, 3)
     assert crop_mask.shape == (1, 128, 128) and count == 1
     rows, columns = np.nonzero(mask[0].numpy() > 0.5)
@@ -60,22 +70,60 @@ def test_the_astronaut_with_the_cascade(astronaut, models):
     assert 0.08 < crop_mask.mean() < 0.5
 
 
+def test_a_former_detector_is_taken_by_comfyui(models):
+    """A prompt for the API that says so passes ComfyUI's own check of the options."""
+
+    def checked(detector):
+        prompt = {
+            "1": {"class_type": "EmptyImage", "inputs": {
+                "width": 64, "height": 64, "batch_size": 1, "color": 0,
+            }},
+            "2": {
+                "class_type": "SeFiFaceMask",
+                "inputs": {
+                    "image": ["1", 0], "detector": detector, "which_face": "largest",
+                    "face_index": 0, "region": "head", "grow": 0, "feather": 0,
+                    "none_found": "error", "crop_size": 512,
+                },
+            },
+        }  # fmt: skip
+        with mock.patch.dict(nodes.NODE_CLASS_MAPPINGS, {"SeFiFaceMask": SeFiFaceMask}):
+            return asyncio.run(execution.validate_inputs("prompt", prompt, "2", {}))
+
+    for detector in ("lbp cascade", "auto", "yunet", "insightface", ["1", 0]):
+        valid, errors, _ = checked(detector)
+        assert valid or detector == ["1", 0], errors  # a picture is no name, so ComfyUI says
+    valid, errors, _ = checked("haar")
+    assert not valid and "choose one of auto, yunet, insightface" in str(errors)
+
+
+def test_boxes_are_used_instead_of_the_detector(models):
+    """As core's MediaPipeFaceLandmarker gives them: a list for each picture."""
+    box = {"x": 30.0, "y": 20.0, "width": 20.0, "height": 26.0, "label": "face", "score": 0.9}
+    grey = torch.full((1, 64, 96, 3), 0.5)
+    mask, crop, crop_mask, count = execute(grey, boxes=[[box]], detector="insightface")
+    assert count == 1 and mask[0, 33, 40] == 1 and mask[0, 33, 70] == 0
+    with pytest.raises(SeFiError, match="SeFi Face Mask: boxes is 'str'"):
+        execute(grey, boxes="here")
+
+
 def test_every_input_reaches_the_mask_and_the_crop(models):
     pytest.importorskip("insightface")
     save_detector(models / "insightface" / "buffalo_l" / "det_10g.onnx")
     picture = image(red_squares(640, 640, (160, 256), (448, 256)))
-    mask, crop, crop_mask, count = execute(picture, which_face="left to right", face_index=1)
+    second = {"which_face": "left to right", "face_index": 1, "detector": "insightface"}
+    mask, crop, crop_mask, count = execute(picture, **second)
     assert count == 2 and mask[0, 256, 448] == 1 and mask[0, 256, 160] == 0
     for changes in (
         {"face_index": 0}, {"which_face": "all"}, {"grow": 10}, {"feather": 30},
         {"region": "head"}, {"region": "oval"},
     ):  # fmt: skip
-        changed = execute(picture, **{"which_face": "left to right", "face_index": 1, **changes})
+        changed = execute(picture, **{**second, **changes})
         assert not torch.equal(changed[0], mask), changes
-    wide = execute(picture, which_face="left to right", face_index=1, crop_margin=1.0)
+    wide = execute(picture, **second, crop_margin=1.0)
     assert torch.equal(wide[0], mask) and wide[2].mean() < 0.5 * crop_mask.mean()
     with pytest.raises(SeFiError, match="face_index is 2, but the picture has 2 faces"):
-        execute(picture, which_face="left to right", face_index=2)
+        execute(picture, **{**second, "face_index": 2})
 
 
 def test_no_face(models):
@@ -89,6 +137,9 @@ def test_no_face(models):
 def test_bad_pictures_are_named(models):
     with pytest.raises(SeFiError, match="SeFi Face Mask: image is empty"):
         execute(torch.zeros(0, 8, 8, 3))
+    for shape in ((8, 8, 3), (1, 1, 8, 8, 3)):
+        with pytest.raises(SeFiError, match="SeFi Face Mask: image is a tensor of the shape"):
+            execute(torch.zeros(shape))
     with pytest.raises(SeFiError, match="SeFi Face Mask: image holds values that are not numbers"):
         execute(torch.full((1, 8, 8, 3), torch.nan))
 
@@ -100,32 +151,41 @@ def test_missing_models_name_the_folder_and_the_file(models):
     assert str(models / "insightface" / "models" / "buffalo_l") in str(error.value)
 
 
-def test_without_insightface(models, monkeypatch, caplog):
+def test_without_insightface(models, monkeypatch):
     monkeypatch.setattr(insight, "is_installed", lambda: False)
     with pytest.raises(SeFiError, match="insightface is not installed: run 'pip install"):
         execute(torch.zeros(1, 8, 8, 3), detector="insightface")
-    with caplog.at_level(logging.INFO, logger=faces.logger.name):
-        execute(torch.zeros(1, 32, 32, 3), none_found="whole picture")
-    assert "uses the LBP cascade, because insightface is not installed" in caplog.text
 
 
-def test_auto_uses_models_as_soon_as_they_are_there(models):
+def test_auto_is_insightface_for_a_face_that_its_landmarks_outline(models):
     pytest.importorskip("insightface")
     picture = image(red_squares(640, 640, (320, 256)))
-    with pytest.raises(SeFiError, match="no face was found"):
-        execute(picture)
+
+    def is_found(**changes):
+        return execute(picture, none_found="whole picture", **changes)[3] == 1
+
     prints = [fingerprint()]
+    assert not is_found()  # YuNet sees no face in a red square
     folder = models / "insightface" / "models" / "buffalo_l"
     save_detector(folder / "det_10g.onnx")
     prints.append(fingerprint())
-    first = execute(picture)
-    assert first[3] == 1 and first[0][0, 256, 320] == 1
+    assert not is_found() and is_found(detector="insightface")
     save_landmarks(folder / "2d106det.onnx")
     prints.append(fingerprint())
-    second = execute(picture)
-    assert not torch.equal(first[0], second[0])  # now it follows the landmarks
+    assert is_found() and not is_found(region="head") and not is_found(region="oval")
     assert len(set(prints)) == 3 and fingerprint() == prints[-1]  # else ComfyUI runs it once
-    assert fingerprint("lbp cascade") == ""
+    assert fingerprint("yunet") == fingerprint("lbp cascade") == ""
+
+
+def test_auto_is_yunet_where_insightface_is_broken(models, monkeypatch, astronaut, caplog):
+    folder = models / "insightface" / "models" / "buffalo_l"
+    folder.mkdir(parents=True)
+    for name in ("det_10g.onnx", "2d106det.onnx"):
+        (folder / name).write_bytes(b"not a model")
+    monkeypatch.setattr(insight, "is_installed", lambda: True)
+    with caplog.at_level(logging.WARNING, logger=faces.logger.name):
+        assert execute(astronaut)[3] == 1
+    assert "uses YuNet, because" in caplog.text
 
 
 def test_models_in_a_folder_of_extra_model_paths(models, tmp_path, monkeypatch):
@@ -144,15 +204,21 @@ def test_cancelling_stops_after_the_picture(models):
         execute(torch.full((3, 32, 32, 3), 0.5), none_found="whole picture")
 
 
-def test_the_node_is_there_without_any_detector(monkeypatch):
-    """Its module imports neither scikit-image nor insightface nor onnxruntime."""
+def test_faces_are_found_without_any_optional_package(monkeypatch, astronaut):
+    """Neither insightface nor onnxruntime nor what comes with them is imported."""
     for name in [name for name in sys.modules if "sefi_core.faces" in name]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("skimage", "insightface", "onnxruntime", "cv2"):
+    for name in ("skimage", "insightface", "onnxruntime", "onnx", "cv2"):
         monkeypatch.setitem(sys.modules, name, None)
-    from importlib import import_module
-
-    module = import_module("sefi_ide.sefi_core.faces.lbp")
+    module = import_module("sefi_ide.sefi_core.faces.extract")
     import_module("sefi_ide.sefi_core.faces.insight")
-    with pytest.raises(module.SeFiError, match="scikit-image"):
-        module.LbpDetector()
+    detector = import_module("sefi_ide.sefi_core.faces.yunet").YuNetDetector()
+    assert module.extract_faces(astronaut, detector, module.Selection()).count == 1
+
+
+def test_finding_faces_needs_no_network(models, monkeypatch, astronaut):
+    def refuse(*arguments):
+        raise AssertionError("network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert execute(astronaut, region="head")[3] == 1

@@ -1,12 +1,18 @@
+import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.faces.crop import crop, head_square, middle_square
-from sefi_ide.sefi_core.faces.extract import Selection, extract_faces
+from sefi_ide.sefi_core.faces.crop import crop, head_square, middle_square, reduced
+from sefi_ide.sefi_core.faces.extract import MOST_PIXELS, Selection, extract_faces
 from sefi_ide.sefi_core.faces.face import Face, choose
+from sefi_ide.sefi_core.images import resized
+from sefi_ide.tools.comfyui import REPOSITORY
 
 SMALL_LEFT = Face((40.0, 60.0), 20.0, 30.0)
 LARGE_RIGHT = Face((240.0, 60.0), 40.0, 50.0)
@@ -85,9 +91,12 @@ def test_none_found():
 
 
 def test_bad_pictures():
-    for shape in [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 8, 0), (8, 8, 3)]:
-        with pytest.raises(SeFiError, match="image is empty or not a batch"):
+    for shape in [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 8, 0), (8, 8, 3), (1, 1, 8, 8, 3)]:
+        with pytest.raises(SeFiError, match="image is empty or not a batch") as error:
             extract_faces(torch.zeros(shape), Finds(), Selection())
+        assert str(shape) in str(error.value)
+    with pytest.raises(SeFiError, match="image is empty or not a batch .* it is a list"):
+        extract_faces([], Finds(), Selection())
     for value in (math.nan, math.inf):
         batch = pictures(2)
         batch[1, 5, 5, 0] = value
@@ -140,6 +149,174 @@ def test_a_head_larger_than_the_picture_repeats_its_edge():
     assert torch.equal(result[-top : -top + 40, -left : -left + 60], picture)
     assert torch.equal(result[0, -left : -left + 60], picture[0])
     assert torch.equal(result[-1, -left : -left + 60], picture[-1])
+
+
+@pytest.mark.parametrize("region", ["head", "oval"])
+def test_a_crop_mask_is_nothing_outside_of_the_picture(region):
+    """Even where the mask reaches the border: the streaks beyond it are no face."""
+    selection = Selection(region=region, crop_size=100, crop_margin=1.0)
+    found = extract_faces(pictures(size=(60, 80)), Finds(Face((40.0, 0.0), 40.0, 50.0)), selection)
+    left, top, side = head_square(Face((40.0, 0.0), 40.0, 50.0), 1.0, (60, 80))
+    assert top < 0 and found.masks[0, 0].max() == 1
+    rows = torch.arange(100) * side / 100 + top
+    columns = torch.arange(100) * side / 100 + left
+    pixel = side / 100
+    outside = (rows < -2 * pixel)[:, None] | (rows > 60 + pixel)[:, None]
+    outside = outside | (columns < -2 * pixel) | (columns > 80 + pixel)
+    assert outside.float().mean() > 0.3
+    assert found.crop_masks[0][outside].max() < 1e-3
+    # And inside it is the mask.
+    inside = crop(found.masks[0][..., None], (left, top, side), 100)[..., 0]
+    deep = (rows > 2 * pixel)[:, None] & (rows < 57)[:, None] & (columns > 2) & (columns < 77)
+    torch.testing.assert_close(found.crop_masks[0][deep], inside[deep], atol=1e-3, rtol=0)
+
+
+BOX = {"x": 220.0, "y": 35.0, "width": 40.0, "height": 50.0}
+
+
+@pytest.mark.parametrize("boxes", [BOX, [BOX], [[BOX]], [[{**BOX, "label": "face", "score": 0.9}]]])
+def test_boxes_instead_of_a_detector(boxes):
+    found = extract_faces(pictures(), Finds(), Selection(region="oval"), boxes=boxes)
+    expected = extract_faces(pictures(), Finds(LARGE_RIGHT), Selection(region="oval"))
+    assert found.count == 1
+    torch.testing.assert_close(found.masks, expected.masks)
+    torch.testing.assert_close(found.crops, expected.crops)
+
+
+def test_boxes_of_a_batch():
+    other = {"x": 30, "y": 45, "width": 20, "height": 30}
+    selection = Selection(region="oval", crop_size=16, which_face="all")
+    every = extract_faces(pictures(2), Finds(), selection, boxes=[BOX, other])
+    assert every.count == 4 and torch.equal(every.masks[0], every.masks[1])
+    each = extract_faces(pictures(2), Finds(), selection, boxes=[[BOX], [other]])
+    assert each.count == 2
+    assert each.masks[0, 60, 240] == 1 and each.masks[0, 60, 40] == 0
+    assert each.masks[1, 60, 40] == 1 and each.masks[1, 60, 240] == 0
+
+
+@pytest.mark.parametrize(
+    "boxes, said",
+    [
+        ("face", "boxes is 'str': connect a BOUNDING_BOX"),
+        (3, "boxes is 'int'"),
+        ([[BOX]] * 3, "boxes has 3 lists for 2 pictures"),
+        ([[BOX], [{"x": 1}]], "no box with x, y, width and height"),
+        ([[BOX], ["face"]], "no box with x, y, width and height"),
+        ([[BOX], [{**BOX, "width": 0}]], "0 x 50 pixels"),
+        ([[BOX], [{**BOX, "x": math.nan}]], "at nan"),
+        ([[BOX], [{**BOX, "height": None}]], "no box"),
+        ([[BOX], []], "boxes has none for picture 2 of the batch.*none_found"),
+        ([], "boxes has none for picture 1 of the batch"),
+    ],
+)
+def test_bad_boxes(boxes, said):
+    with pytest.raises(SeFiError, match=said) as error:
+        extract_faces(pictures(2), Finds(), Selection(), boxes=boxes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_face_that_fills_the_picture_is_told_to_have_a_margin():
+    with pytest.raises(SeFiError, match="fills the picture, add a margin"):
+        extract_faces(pictures(), Finds(), Selection())
+
+
+class FindsInHalf:
+    """Finds a face in the middle of whatever it is given, and remembers its size."""
+
+    def detect(self, picture):
+        self.size = height, width = picture.shape[:2]
+        points = np.array([[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.6, 0.6]])
+        return [Face((width / 2, height / 2), width / 5, height / 4, 0, None, points * width)]
+
+
+def test_a_large_picture_is_looked_at_in_a_smaller_size():
+    detector = FindsInHalf()
+    picture = torch.full((1, 1500, 3000, 3), 0.5)
+    found = extract_faces(picture, detector, Selection(region="oval", crop_size=16))
+    assert max(detector.size) == MOST_PIXELS
+    rows, columns = np.nonzero(found.masks[0].numpy() > 0.5)
+    assert (rows.mean() + 0.5, columns.mean() + 0.5) == pytest.approx((750, 1500), abs=2)
+    assert np.ptp(columns) == pytest.approx(600, abs=4) and np.ptp(rows) == pytest.approx(
+        375, abs=4
+    )
+
+
+@pytest.mark.parametrize("height, width", [(700, 1100), (1024, 64), (901, 333)])
+def test_a_reduced_picture_shows_the_same(height, width):
+    rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    picture = torch.stack([rows.expand(height, width), columns.expand(height, width)], -1)
+    small = reduced(picture, 200)
+    assert max(small.shape[:2]) == 200
+    expected = resized(picture.movedim(-1, 0), tuple(small.shape[:2])).movedim(0, -1)
+    torch.testing.assert_close(small, expected, atol=0.03, rtol=0)
+
+
+def test_a_large_crop_is_that_of_the_smaller_picture():
+    """The lines of a large square are averaged first, so it must not matter."""
+    small = resized(torch.rand(3, 12, 16), (300, 400)).movedim(0, -1)
+    large = resized(small.movedim(-1, 0), (1200, 1600)).movedim(0, -1)
+    for left, top, side in ((50, 20, 250), (-60, -30, 420)):
+        expected = crop(small, (left, top, side), 64)
+        found = crop(large, (4 * left, 4 * top, 4 * side), 64)
+        torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_photo_of_a_camera_costs_little():
+    """5760 x 3840 pixels: 60 times those of a picture of 600 x 600, at most 8 times its time."""
+    lines = subprocess.run(
+        [sys.executable, "-c", CAMERA],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for case, figures in json.loads(lines.stdout).items():
+        assert figures["count"] == 1, case
+        assert figures["ratio"] < 8, (case, figures)
+        assert figures["megabytes"] < 200, (case, figures)
+
+
+CAMERA = f"""
+import json, sys, time, types
+package = types.ModuleType("sefi_ide")
+package.__path__ = [{str(REPOSITORY)!r}]
+sys.modules["sefi_ide"] = package
+import numpy as np, torch
+from sefi_ide.sefi_core.faces.extract import MOST_PIXELS, Selection, extract_faces
+from sefi_ide.sefi_core.faces.yunet import YuNetDetector
+from sefi_ide.tests.unit.face_drawing import drawn
+
+torch.set_num_threads(1)
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+def seconds(picture, selection):
+    begin = time.process_time()
+    found = extract_faces(picture, YuNetDetector(), selection)
+    return time.process_time() - begin, found.count
+
+figures = {{}}
+small = torch.from_numpy(drawn(600, 1.0))[None].float() / 255
+camera = torch.empty(1, 3840, 5760, 3)
+for region, feather, zoom in (("head", 0, 1.0), ("head", 200, 1.0), ("oval", 0, 0.4)):
+    source = torch.from_numpy(drawn(960, zoom))[:, :].float() / 255
+    columns = torch.arange(5760) * 960 // 5760
+    for row in range(3840):
+        camera[0, row] = source[row * 960 // 3840, columns]
+    selection = Selection(region=region, feather=feather)
+    usual = min(seconds(small, selection)[0] for _ in range(3))
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    spent, count = seconds(camera, selection)
+    figures[f"{{region}} {{feather}} {{zoom}}"] = {{
+        "count": count, "ratio": spent / usual, "megabytes": status("VmHWM") - before,
+    }}
+print(json.dumps(figures))
+"""
 
 
 def test_a_crop_of_its_own_size_is_exact_and_shrinking_is_antialiased():

@@ -110,6 +110,59 @@ def test_a_mask_of_two_dimensions_is_one_mask():
     assert made([torch.rand(1, 64, 64, 3)], [torch.ones(64, 64)])[1].shape == (1, 1, 128, 128)
 
 
+def ring(height, width, hole, value=1.0):
+    """A mask that marks all but the ``hole`` (top, bottom, left, right)."""
+    mask = torch.full((1, height, width), value)
+    top, bottom, left, right = hole
+    mask[:, top:bottom, left:right] = 0
+    return mask
+
+
+@pytest.mark.parametrize(
+    "hole",
+    [
+        (40, 160, 40, 160),  # a cut-out in the middle
+        (30, 200, 50, 150),  # a bust that stands on the lower border
+        (60, 200, 20, 180),  # wide shoulders
+        (10, 190, 60, 140),
+    ],
+)
+@pytest.mark.parametrize("value", [1.0, 0.6])
+def test_a_mask_of_the_background_is_told(hole, value):
+    photo = torch.rand(1, 200, 200, 3)
+    with pytest.raises(
+        SeFiError, match="masks: mask 1 marks the background .*Invert Mask"
+    ) as error:
+        pair_photos([photo], [ring(200, 200, hole, value)])
+    assert "\n" not in str(error.value)
+    # Inverted it is fine.
+    assert pair_photos([photo], [1 - ring(200, 200, hole)])[0].mask.mean() > 0
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [
+        (0, 200, 0, 200),  # all of it
+        (0, 150, 0, 200),  # a face that fills the picture, but for the collar
+        (0, 100, 0, 100),  # a corner
+        (0, 200, 0, 66),  # a strip at the border
+        (0, 70, 0, 200),
+        (90, 110, 90, 110),
+    ],
+)
+def test_a_mask_that_reaches_the_borders_is_a_mask(marked):
+    mask = torch.zeros(1, 200, 200)
+    mask[:, marked[0] : marked[1], marked[2] : marked[3]] = 1
+    assert len(pair_photos([torch.rand(1, 200, 200, 3)], [mask])) == 1
+
+
+@pytest.mark.parametrize("value", [1e-6, 1 / 255, 0.04])
+def test_a_mask_of_next_to_nothing_is_empty(value):
+    """Load Image gives 1/255 everywhere for some files."""
+    with pytest.raises(SeFiError, match="mask 1 is empty, 0.0"):
+        pair_photos([IMAGE], [torch.full((1, 64, 64), value)])
+
+
 NAN = torch.full((1, 64, 64, 3), 0.5)
 NAN[0, 3, 3, 1] = float("nan")
 IMAGE = torch.rand(1, 64, 64, 3)
@@ -123,7 +176,7 @@ IMAGE = torch.rand(1, 64, 64, 3)
         ([], None, "photo"),
         ([IMAGE[:0]], None, "photo"),
         ([IMAGE], [torch.zeros(1, 64, 64)], "empty"),
-        ([IMAGE], [torch.full((1, 64, 64), float("nan"))], "mask"),
+        ([IMAGE], [torch.full((1, 64, 64), float("nan"))], "mask 1 .*NaN"),
         ([IMAGE], [torch.ones(1, 32, 48)], "48 x 32.*64 x 64.*SeFi Face Mask"),
         ([IMAGE, IMAGE], [torch.ones(3, 64, 64)], "3 masks for 2 photos"),
         ([IMAGE[0]], None, r"no batch of pictures.*\(64, 64, 3\)"),
