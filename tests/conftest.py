@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests one worker gets together.
 
-    Those of the server, because they share what it has learned; the main job has a server of its
-    own. All others go to whichever worker is free, one by one. xdist begins with the largest
+    Those of the server, because they share what it has learned, and those of real photos, because
+    they share what was found; the main job has a server of its own. All others go to whichever worker is free, one by one. xdist begins with the largest
     group, so that no worker ends long after the others. (Its own ``--dist loadgroup`` does nothing
     in pytest 9.2.)
     """
@@ -49,6 +49,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if "photos/" in file:
+                return "photos"
             if "server/" not in file:
                 return nodeid
             return file if file.endswith("test_main_job.py") else "server"
