@@ -40,9 +40,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests one worker gets together.
 
     Those of the server, because they share what it has learned, and those of real photos, because
-    they share what was found; the main job has a server of its own. All others go to whichever worker is free, one by one. xdist begins with the largest
-    group, so that no worker ends long after the others. (Its own ``--dist loadgroup`` does nothing
-    in pytest 9.2.)
+    they share what was found; the main job has a server of its own. All others go to whichever
+    worker is free, one by one. xdist begins with the largest group, so that no worker ends long
+    after the others. (Its own ``--dist loadgroup`` does nothing in pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
