@@ -15,6 +15,9 @@ from .types import CATEGORY, IMAGE, check_input
 
 DEFAULTS = Selection()
 
+# Core's io.BoundingBox.Input has a default of its own: a box that nobody drew.
+BOXES = io.Custom("BOUNDING_BOX")
+
 
 class SeFiFaceMask(io.ComfyNode):
     """IMAGE in; masks of the faces and square crops around the heads out."""
@@ -120,10 +123,10 @@ class SeFiFaceMask(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
-                io.BoundingBox.Input(
+                BOXES.Input(
                     "boxes",
                     optional=True,
-                    force_input=True,
+                    extra_dict={"forceInput": True},
                     tooltip=(
                         "Boxes around faces, in pixels, from a detector of ComfyUI or another "
                         "pack: they are used instead of this node's own detector."

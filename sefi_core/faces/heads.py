@@ -23,16 +23,16 @@ from .person import SIDE, person_in
 from .regions import BELOW_CHIN, HAIR_ABOVE, HAIR_BESIDE, Region, cell_size, outline
 
 # Side of the square that is looked at, over the longer side of the head's ellipse.
-AROUND = 1.4
+AROUND = 1.5
 PERSON = 0.5
 # In heights of the face from its centre: where the chin ends, and how much higher the mask ends for
 # every square of such a height to the side, as a jaw does; so that shoulders stay out.
 CHIN, JAW = 0.5, 0.5
 # In sizes of the head's ellipse: how far hair and hats reach, what is hardly of the head, and how
 # much is taken when others are near.
-FARTHEST, BEYOND, GROWN = 1.6, 1.35, 1.1
+FARTHEST, BEYOND, GROWN = 2.2, 1.7, 1.2
 # In shares of the ellipse: more of a person beyond means arms or others.
-MOST_BEYOND = 0.08
+MOST_BEYOND = 0.15
 # In heights, the mean of both faces: another face so near is in the way.
 NEAR = 2.5
 # Less of the ellipse is a person: this is a drawing, or dark, and there is the ellipse only.

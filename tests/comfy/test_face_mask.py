@@ -15,6 +15,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy_api.latest import io
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.sefi_core.comfyui import faces
 from sefi_ide.sefi_core.errors import SeFiError
@@ -105,6 +106,12 @@ def test_boxes_are_used_instead_of_the_detector(models):
     assert count == 1 and mask[0, 33, 40] == 1 and mask[0, 33, 70] == 0
     with pytest.raises(SeFiError, match="SeFi Face Mask: boxes is 'str'"):
         execute(grey, boxes="here")
+
+
+def test_boxes_are_a_socket_of_cores_type_without_a_widget():
+    """A widget would move the values that saved workflows list by position."""
+    kind, options = SeFiFaceMask.INPUT_TYPES()["optional"]["boxes"]
+    assert kind == io.BoundingBox.io_type and options["forceInput"] and "default" not in options
 
 
 def test_every_input_reaches_the_mask_and_the_crop(models):

@@ -19,10 +19,10 @@ def test_the_oval_is_the_ellipse_of_the_face():
 def test_regions_contain_one_another():
     masks = {region: region_mask(UPRIGHT, region, SIZE) > 0.5 for region in REGIONS}
     assert (masks["head"] | ~masks["face"]).all() and (masks["head"] | ~masks["oval"]).all()
-    assert masks["head"].sum() > 2 * masks["oval"].sum()
+    assert masks["head"].sum() > 1.6 * masks["oval"].sum()
     # The head reaches far above the hairline and little below the chin.
     rows = np.nonzero(masks["head"].any(1))[0]
-    assert rows.min() < 90 - 40 - 25 and 90 + 40 < rows.max() < 90 + 40 + 15
+    assert rows.min() < 90 - 40 - 25 and 90 + 40 < rows.max() < 90 + 40 + 8
 
 
 def test_the_face_narrows_towards_the_chin():
