@@ -71,7 +71,8 @@ def choose(
     if which == "all" or not faces:
         return by_place
     if which == "largest":
-        return [max(by_place, key=lambda face: face.area)]
+        # By height: who turns the head aside is narrower, and not smaller.
+        return [max(by_place, key=lambda face: face.height)]
     if which == "most central":
         middle_x, middle_y = size[1] / 2, size[0] / 2
         return [

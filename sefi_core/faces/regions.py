@@ -16,8 +16,8 @@ from .face import Face
 
 REGIONS = ("face", "head", "oval")
 
-# Proportions of a head, in heights of the face as detectors box it: those that overlap best with the
-# heads drawn by hand in tests/photos/heads.json (0.79; the proportions of anatomy, 0.67).
+# Proportions of a head, in heights of the face as detectors box it: those that overlap best with
+# the heads drawn by hand in tests/photos/heads.json (0.79; what anatomy says, 0.67).
 HAIR_ABOVE = 0.35
 HAIR_BESIDE = 0.12
 BELOW_CHIN = 0.03

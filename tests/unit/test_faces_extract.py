@@ -51,6 +51,11 @@ def test_choice(which, index, expected):
     assert choose(faces, which, index, SIZE, "the picture") == expected
 
 
+def test_a_head_turned_aside_is_not_smaller():
+    aside, small = Face((40.0, 60.0), 30.0, 60.0), Face((200.0, 60.0), 45.0, 50.0)
+    assert choose([small, aside], "largest", 0, SIZE, "the picture") == [aside]
+
+
 def test_an_index_out_of_range_says_which_there_are():
     selection = Selection(which_face="left to right", face_index=3)
     with pytest.raises(SeFiError, match=r"face_index is 3, but the picture has 2 faces.*0.* to 1"):
