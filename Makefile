@@ -6,7 +6,8 @@ VENV := .venv/bin/python
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
-.PHONY: setup lint test demo thumbnails mini-sd-check main-job test-photos bench-quality bench-cost bench-full
+.PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos
+.PHONY: bench-quality bench-cost bench-full
 
 setup:
 	@bash tools/setup.sh
@@ -23,6 +24,9 @@ lint: setup
 test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(VENV) -m pytest -n $(JOBS) $(ARGS)
+
+fuzz: setup
+	@$(VENV) tests/fuzz
 
 demo: setup
 	@$(VENV) -m tools.demo

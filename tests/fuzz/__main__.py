@@ -59,7 +59,9 @@ def main() -> int:
             told = {name: one for part in parts for name, one in part.items()}
     for name, one in told.items():
         for number, what in one.pop("failures").items():
-            print(f"--- not clean; to repeat it: make fuzz SEED={seed} CASE={name}:{number}\n{what}")
+            print(
+                f"--- not clean; to repeat it: make fuzz SEED={seed} CASE={name}:{number}\n{what}"
+            )
     print(json.dumps({**told, "seed": seed}))
     return 0 if all(one["tried"] == one["clean"] for one in told.values()) else 1
 

@@ -20,9 +20,7 @@ CAMPAIGNS = ("files", "readers", "kills", *WITH_COMFYUI, "prompts")
 
 
 def campaign_of(name: str) -> Campaign:
-    """The module of a campaign; raises ValueError if there is none."""
-    if name not in CAMPAIGNS:
-        raise ValueError(f"There is no campaign {name}, but {', '.join(CAMPAIGNS)}.")
+    """The module of a campaign."""
     return import_module(f".{name}", __package__)  # type: ignore[return-value]
 
 
@@ -36,9 +34,11 @@ def watched(
 ) -> dict:
     """What :func:`campaign.told_of` gives, from another process.
 
-    A case that ends the process is not clean, and the next process goes on behind it.
+    A case that ends the process is not clean, and the next process goes on behind it. Raises
+    ValueError if there is no such campaign.
     """
-    campaign_of(name)
+    if name not in CAMPAIGNS:
+        raise ValueError(f"There is no campaign {name}, but {', '.join(CAMPAIGNS)}.")
     total: dict = {"tried": 0, "clean": 0, "failures": {}}
     end = None if seconds is None else time.monotonic() + seconds
     environment = {**os.environ, "SEED": str(seed), "OMP_NUM_THREADS": "1"}

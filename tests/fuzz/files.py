@@ -264,8 +264,13 @@ def header_text(made: Made, chance: random.Random) -> None:
 
 
 def doubled_keys(made: Made, chance: random.Random) -> None:
-    more = chance.choice([b'"__metadata__": {}', b'"__metadata__": {"format": "sefi-identity"}',
-                          b'"keys.l": {"dtype":"U8","shape":[0],"data_offsets":[0,0]}'])  # fmt: skip
+    more = chance.choice(
+        [
+            b'"__metadata__": {}',
+            b'"__metadata__": {"format": "sefi-identity"}',
+            b'"keys.l": {"dtype":"U8","shape":[0],"data_offsets":[0,0]}',
+        ]
+    )
     first = chance.random() < 0.5
 
     def wrap(text: bytes) -> bytes:

@@ -117,7 +117,9 @@ class Graph:
     def apply_node(self, name: str) -> Callable:
         seed, strengths = self.chance.getrandbits(30), [self.chance.choice([0, 0.5, 1, 1, 1.5, -1])
                                                         for _ in "kv"]  # fmt: skip
-        start, end = self.chance.choice([(0.0, 1.0), (0.0, 1.0), (0.2, 1.0), (0.0, 0.6), (0.4, 0.41)])
+        start, end = self.chance.choice(
+            [(0.0, 1.0), (0.0, 1.0), (0.2, 1.0), (0.0, 0.6), (0.4, 0.41)]
+        )
         if self.identities == "none":
             return lambda model, clip: (model, clip)
         chance = random.Random(seed) if self.identities == "random" else None

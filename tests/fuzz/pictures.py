@@ -12,8 +12,10 @@ from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-KINDS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"gAMA",
-         b"cHRM", b"pHYs", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"sRGB", b"zzzz", b"\0\0\0\0")  # fmt: skip
+KINDS = (
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"gAMA",
+    b"cHRM", b"pHYs", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"sRGB", b"zzzz", b"\0\0\0\0",
+)  # fmt: skip
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -69,7 +71,9 @@ def _spoil(chunks: list[Chunk], chance: random.Random) -> None:
     if fault == 0:  # another size, depth, colour, compression, filter or interlacing
         side = chance.choice([0, 1, 9, 256, 257, 2**16, 2**31 - 1, 2**32 - 1])
         numbers = [chance.choice([0, 1, 2, 3, 4, 6, 8, 16, 255]) for _ in range(5)]
-        chunks[:1] = [(b"IHDR", struct.pack(">IIBBBBB", side, chance.choice([1, 9, 256]), *numbers))]
+        chunks[:1] = [
+            (b"IHDR", struct.pack(">IIBBBBB", side, chance.choice([1, 9, 256]), *numbers))
+        ]
     elif fault == 1:  # a little data that becomes much
         kind = chance.choice([b"IDAT", b"zTXt", b"iCCP", b"iTXt"])
         much = _packed(chance.choice([10**4, 10**7, 6 * 10**7]))

@@ -50,7 +50,7 @@ def everything() -> Prompt:
         "1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT.name),
         "2": node("LoadImage", image=PICTURE),
         "3": node(
-            "SeFiFaceMask", image=["2", 0], detector="lbp cascade", which_face="largest",
+            "SeFiFaceMask", image=["2", 0], detector="auto", which_face="largest",
             face_index=0, region="face", grow=0, feather=0, none_found="whole picture",
             crop_size=64, crop_margin=0.3,
         ),
@@ -118,7 +118,7 @@ def broken(chance: random.Random) -> Prompt:
 @contextmanager
 def prepared() -> Iterator[Callable[[random.Random], None]]:
     with tempfile.TemporaryDirectory(prefix="sefi-fuzz-") as folder:
-        server = ComfyServer(Path(folder), [CHECKPOINT])
+        server = ComfyServer(Path(folder), [CHECKPOINT], ("--cpu", "--cache-lru", "60"))
         shutil.copy(Path(__file__).with_name("any_node.py"), server.directory / "custom_nodes")
         colours = torch.randint(0, 256, (96, 96, 3), generator=torch.Generator().manual_seed(1))
         picture = Image.fromarray(colours.to(torch.uint8).numpy())

@@ -80,9 +80,7 @@ class Upstream:
     def __init__(self, folder: Path, family: str, lora: bool):
         path = folder / f"{family}.safetensors"
         if not path.exists():
-            random_checkpoint.save(
-                path, torch.float32, family=random_checkpoint.FAMILIES[family]
-            )
+            random_checkpoint.save(path, torch.float32, family=random_checkpoint.FAMILIES[family])
         model, clip, vae = training_runs.load(path)
         if lora:
             model, clip = training_runs.with_lora(model, clip)
