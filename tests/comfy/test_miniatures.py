@@ -14,6 +14,7 @@ from sefi_ide.tests.mini_sd import (
     dataset,
     framing,
     text_encoder,
+    unet,
     warm_start,
 )
 from sefi_ide.tests.mini_sd.framing import SIDE, Framing
@@ -55,10 +56,10 @@ def test_the_stock_loader_knows_a_checkpoint_by_its_shapes(mini_checkpoint, fami
 
 
 def test_transformers_of_sdxl_are_deeper_where_it_is_coarser():
-    unet = architecture.SDXL.build_modules()["unet"]
+    network = architecture.SDXL.build_modules()["unet"]
     depths = [
         len(layer.transformer_blocks)
-        for block in unet.input_blocks
+        for block in network.input_blocks
         for layer in block
         if hasattr(layer, "transformer_blocks")
     ]
@@ -75,7 +76,7 @@ def test_checkpoints_are_small(family, largest):
 @of_all_families
 def test_a_checkpoint_holds_all_of_a_miniature(mini_checkpoint, family):
     sizes = architecture.FAMILIES[family]
-    saved, loaded = random_checkpoint.build_modules(family), sizes.build_modules()
+    saved, loaded = random_checkpoint.build_modules(sizes), sizes.build_modules()
     state = safetensors.torch.load_file(mini_checkpoint)
     sizes.load(loaded, state)
     for name, module in loaded.items():
@@ -92,7 +93,7 @@ def test_a_checkpoint_holds_all_of_a_miniature(mini_checkpoint, family):
 @of_all_families
 def test_training_sees_the_text_states_of_comfyui(mini, family):
     sizes = architecture.FAMILIES[family]
-    words = Words(sizes, random_checkpoint.build_modules(family)).eval()
+    words = Words(sizes, random_checkpoint.build_modules(sizes)).eval()
     captions = dataset.encode_captions([CAPTION], [["person"]])
     nobody = torch.zeros(1, 2, dataset.world.IDENTITY_DIM), torch.zeros(1, 2, dtype=torch.long)
     with torch.no_grad():
@@ -129,6 +130,34 @@ def test_a_step_reaches_all_that_it_trains(family, monkeypatch):
     loss.backward()
     assert torch.isfinite(loss)
     assert all(value.grad is not None for value in modules["unet"].parameters())
+
+
+@pytest.mark.parametrize(("part", "alone"), [(0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0)])
+def test_what_is_left_out_is_the_empty_captions(part, alone, monkeypatch):
+    monkeypatch.setattr(unet, "PART_DROPOUT", part)
+    monkeypatch.setattr(unet, "POOLED_ALONE", alone)
+    data = dataset.make_dataset(64, seed=5, cast=dataset.Cast(slot=0.0))
+    modules = random_checkpoint.build_modules(architecture.SDXL)
+    words = Words(architecture.SDXL, modules).eval()
+    task = UNetTask(modules["unet"], words, data, None, None, torch.device("cpu"), 2)
+    with torch.no_grad():
+        told = words(data.ids, data.looks, data.kinds)
+        nothing = words(task.empty, data.looks[:1], data.kinds[:1])
+        context, pooled, silent = task._leave_out(*told)
+    parts = [(context[..., :32], 0, slice(32)), (context[..., 32:], 0, slice(32, None))]
+    parts.append((pooled, 1, slice(None)))
+    left = []
+    for found, which, columns in parts:
+        whole, empty = told[which][..., columns], nothing[which][..., columns].expand_as(found)
+        left.append(_rows_equal(found, empty))
+        assert (left[-1] ^ _rows_equal(found, whole)).all()
+    assert torch.equal(silent, left[0] & left[1])
+    for rows, share in zip(left, (max(part, alone), max(part, alone), part), strict=True):
+        assert rows.float().mean().item() == pytest.approx(share, abs=0.25 if 0 < share < 1 else 0)
+
+
+def _rows_equal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (one == other).flatten(1).all(dim=1)
 
 
 @pytest.mark.parametrize("family", ["sdxl"], scope="session")
@@ -205,11 +234,10 @@ def test_framings_have_the_shares_that_they_name():
 
 
 def test_a_unet_that_starts_from_itself_is_itself():
-    donor = architecture.SDXL.build_modules()["unet"]
-    unet = architecture.SDXL.build_modules()["unet"]
-    share = warm_start.start_from(unet, donor, torch.eye(architecture.SDXL.context_dim))
+    donor, started = (architecture.SDXL.build_modules()["unet"] for _ in range(2))
+    share = warm_start.start_from(started, donor, torch.eye(architecture.SDXL.context_dim))
     assert share == 1.0
-    for name, value in unet.state_dict().items():
+    for name, value in started.state_dict().items():
         assert torch.equal(value, donor.state_dict()[name]), name
 
 
@@ -222,11 +250,11 @@ def test_the_map_of_text_states_finds_the_old_from_the_new():
 
 
 def test_keys_of_another_width_see_the_old_text_states():
-    donor, unet = (f.build_modules()["unet"] for f in (architecture.SD1, architecture.SDXL))
+    donor, started = (f.build_modules()["unet"] for f in (architecture.SD1, architecture.SDXL))
     map_of_states = torch.randn(128, 96)
-    warm_start.start_from(unet, donor, map_of_states)
+    warm_start.start_from(started, donor, map_of_states)
     state = torch.randn(96)
-    old, new = (net.input_blocks[3][1].transformer_blocks[0].attn2.to_k for net in (donor, unet))
+    old, new = (net.input_blocks[3][1].transformer_blocks[0].attn2.to_k for net in (donor, started))
     assert torch.allclose(new(state), old(map_of_states @ state), atol=1e-4)
 
 

@@ -19,6 +19,10 @@ from .dataset import ROLES, Dataset
 LOCALITY_WEIGHT = 0.02
 SNR_CAP = 5.0  # min-SNR weighting
 CAPTION_DROPOUT = 0.1
+# Of SDXL: the share of captions that an encoder or the pooled output does not tell, and of those
+# that the pooled output tells alone. All of them say the same, and it would only heed the easiest.
+PART_DROPOUT = 0.1
+POOLED_ALONE = 0.12
 # A head is a sixth of the picture, and shows what a name, an expression and closed eyes say.
 HEAD_WEIGHT = 4.0
 HEAD, BODY, OBJECT = range(3)
@@ -132,6 +136,8 @@ class UNetTask:
             )
             conditioning = {}
             if pooled is not None:
+                context, pooled, silent = self._leave_out(context, pooled)
+                regions[silent] = float("nan")
                 sizes = self.sizes[rows].to(device)
                 conditioning["y"] = size_conditioning(pooled, sizes)
         latents = self.latents[rows].float()
@@ -157,3 +163,21 @@ class UNetTask:
         return (weight * errors).mean() + LOCALITY_WEIGHT * distance_from_regions(
             maps, regions.to(device), finest
         )
+
+    def _leave_out(
+        self, context: torch.Tensor, pooled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Context and pooled output, parts of which are the empty caption's.
+
+        And in which rows all of the context is that, (B,).
+        """
+        batch, widths = len(context), [trained.encoder.width for trained in self.words.values()]
+        left_out = torch.rand(batch, len(widths) + 1, generator=self.generator) < PART_DROPOUT
+        alone = torch.rand(batch, generator=self.generator) < POOLED_ALONE
+        left_out[alone, :-1] = True
+        nobody = self.data.looks[:1].to(context), self.data.kinds[:1].to(self.device)
+        empty_context, empty_pooled = self.words(self.empty.to(self.device), *nobody)
+        columns = left_out[:, :-1].repeat_interleave(torch.tensor(widths), dim=1)[:, None]
+        context = torch.where(columns.to(self.device), empty_context, context)
+        pooled = torch.where(left_out[:, -1:].to(self.device), empty_pooled, pooled)
+        return context, pooled, left_out[:, :-1].all(dim=1)
