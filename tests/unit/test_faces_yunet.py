@@ -87,27 +87,58 @@ def test_several_faces(detector):
     assert all(face.points[3, 0] < face.points[4, 0] for face in faces)
 
 
-def test_a_less_sure_face_counts_if_its_mirror_image_is_one(detector, monkeypatch):
-    """The picture has the mark at the left, its mirror image at the right."""
-    marked = np.zeros((100, 200, 3), np.uint8)
-    marked[:, :50] = 255
-    points = [20, 40, 40, 40, 30, 50, 22, 60, 38, 60]
-    here, there = [0.6, 10, 20, 50, 80, *points], [0.55, 150, 20, 190, 80, *points]
+POINTS = [20, 40, 40, 40, 30, 50, 22, 60, 38, 60]
+WEAK, MIRRORED = [0.6, 10, 20, 50, 80, *POINTS], [0.55, 150, 20, 190, 80, *POINTS]
+MARGIN = 67
 
-    def answers(mirrored):
-        def found(picture):
-            row = here if picture.shape[:2] == (100, 200) and picture[0, 0, 0] else None
-            if picture.shape[:2] == (100, 200) and picture[0, -1, 0]:
-                row = mirrored
-            return np.array([row] if row else [], float).reshape(-1, 15)
 
-        monkeypatch.setattr(yunet, "_found", found)
-        # Turned by 180 degrees it is marked at the right too, where nothing is sure enough.
-        return detector.detect(marked)
+def answers(monkeypatch, upright=None, mirrored=None, padded=None, turned=None):
+    """What the detector makes of these findings in a picture of 200 x 100 pixels, marked left."""
+    picture = np.zeros((100, 200, 3), np.uint8)
+    picture[:50, :50] = 255
 
-    assert only(answers(there)).center == (30, 50)
-    assert answers(None) == []
-    assert answers([0.6, 10, 20, 50, 80, *points]) == []  # somewhere else
+    def found(given, long_side=640):
+        row = None
+        if given.shape[:2] == (100 + 2 * MARGIN, 200 + 2 * MARGIN):
+            row = padded and [padded[0], *(value + MARGIN for value in padded[1:])]
+        elif given.shape[:2] == (200, 100):
+            row = turned if given[-1, 0, 0] else None  # by one quarter, not by three
+        elif given[0, 0, 0]:
+            row = upright
+        elif given[0, -1, 0]:
+            row = mirrored
+        return np.array([row] if row else [], float).reshape(-1, 15)
+
+    monkeypatch.setattr(yunet, "_found", found)
+    return YuNetDetector().detect(picture)
+
+
+def test_a_less_sure_face_counts_where_it_is_seen_mirrored_and_with_a_margin(monkeypatch):
+    seen = answers(monkeypatch, WEAK, MIRRORED, [0.55, *WEAK[1:]])
+    assert only(seen).center == (30, 50)
+    assert only(seen).points[0].tolist() == [20, 40]
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        (WEAK, None, WEAK),
+        (WEAK, MIRRORED, None),
+        (WEAK, WEAK, WEAK),  # the mirror image has it on the same side: another thing
+        (None, MIRRORED, WEAK),
+        ([0.6, 10, 20, 24, 38, *POINTS], [0.6, 176, 20, 190, 38, *POINTS], WEAK),  # small
+        (None, None, [0.75, 10, 20, 24, 38, *POINTS]),
+        (None, None, None, [0.75, 10, 20, 24, 38, *POINTS]),
+        (None, None, None, [0.65, 10, 20, 50, 80, *POINTS]),
+    ],
+)
+def test_what_is_not_sure_enough_is_no_face(monkeypatch, findings):
+    assert answers(monkeypatch, *findings) == []
+
+
+def test_a_sure_face_counts_however_small_and_alone(monkeypatch):
+    small = [0.95, 10, 20, 22, 36, *POINTS]
+    assert only(answers(monkeypatch, small)).center == (16, 28)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (3000, 1), (3, 5), (640, 33), (31, 700)])
