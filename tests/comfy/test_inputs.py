@@ -206,6 +206,7 @@ def good_inputs(models, anna):
             "steps": 1,
             "seed": 0,
         },
+        SeFiFaceMask: {"image": torch.zeros(1, 64, 64, 3), "detector": "auto"},
         SeFiSaveIdentity: {"identity": anna, "file_name": "", "if_exists": "error"},
         SeFiLoadIdentity: {"file": "anna.safetensors", "name": ""},
     }

@@ -41,7 +41,10 @@ def contents(*modules):
 
 
 def assert_same_contents(before, after):
-    assert before[1:] == after[1:]
+    for one, other in zip(before[1], after[1], strict=True):
+        for layer, again in zip(one, other, strict=True):
+            assert layer == again
+    assert before[2] == after[2]
     for one, other in zip(before[0], after[0], strict=True):
         assert one.keys() == other.keys()
         for name in one:
