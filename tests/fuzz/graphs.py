@@ -226,6 +226,10 @@ def prepared() -> Iterator[Callable[[random.Random], None]]:
             if family not in bases:
                 bases[family] = load(Path(folder), family)
             case(bases[family], chance)
+            # Solvers of dpm_fast hold their MODEL in a circle, and ComfyUI keeps an entry of it for
+            # good when its parents are gone with it, over which every loading collects garbage.
+            loaded = comfy.model_management.current_loaded_models
+            loaded[:] = [one for one in loaded if not one.is_dead()]
 
         yield one_case
 

@@ -93,8 +93,11 @@ class Upstream:
 
     def looked_at(self) -> tuple[Any, Any]:
         """All that anybody could have changed, with nothing loaded."""
-        comfy.model_management.unload_all_models()
         model, clip, vae = self.models
+        # What is struck while ComfyUI loads a model stays marked as loaded until the next time.
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([model, clip.patcher, vae.patcher])
+        comfy.model_management.unload_all_models()
         modules = model.model, clip.cond_stage_model, vae.first_stage_model
         patchers = model, clip.patcher, vae.patcher
         around = [
@@ -155,6 +158,7 @@ def case(upstream: Upstream, chance: random.Random) -> None:
     key = number, masks is None
 
     def train(mode: Struck) -> None:
+        comfy.model_management.unload_all_models()
         with mode:
             training_runs.run(upstream.models, masks=masks, **settings)
 
