@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .faces.face import Face
+from .faces.regions import outline
 from .images import float_tensor
 
 CELL, STRIP, GAP = 256, 30, 8
@@ -59,14 +60,6 @@ def _fitted(entry: Entry) -> Image.Image:
     width, height = (max(1, round(side * scale)) for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.LANCZOS)
     if entry.face is not None:
-        (x, y), half_width, half_height = (
-            entry.face.center, entry.face.width / 2, entry.face.height / 2
-        )  # fmt: skip
-        turn = np.radians(entry.face.roll)
-        angles = np.linspace(0, 2 * np.pi, 49)
-        a, b = half_width * np.cos(angles), half_height * np.sin(angles)
-        outline = np.stack(
-            [x + a * np.cos(turn) - b * np.sin(turn), y + a * np.sin(turn) + b * np.cos(turn)], 1
-        )
-        ImageDraw.Draw(small).line([tuple(p) for p in outline * scale], fill=_LINE, width=2)
+        points = [tuple(point) for point in outline(entry.face, "oval") * scale]
+        ImageDraw.Draw(small).line([*points, points[0]], fill=_LINE, width=2)
     return small

@@ -6,6 +6,35 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .errors import SeFiError
+
+
+def checked_pictures(pictures: torch.Tensor, name: str) -> torch.Tensor:
+    """An IMAGE as RGB float32 on the CPU, (pictures, height, width, 3).
+
+    Raises :class:`SeFiError` with the input's ``name`` for what is no batch of pictures, and for
+    values that are not numbers.
+    """
+    if not torch.is_tensor(pictures) or pictures.ndim != 4 or 0 in pictures.shape:
+        what = (
+            f"its shape is {tuple(pictures.shape)}"
+            if torch.is_tensor(pictures)
+            else f"it is a {type(pictures).__name__}"
+        )
+        raise SeFiError(
+            f"{name} is empty or not a batch of pictures (batch, height, width, channels); {what}: "
+            "connect an IMAGE, such as that of Load Image"
+        )
+    pictures = pictures.detach().to("cpu", torch.float32)
+    for number, picture in enumerate(pictures, start=1):
+        # The sum is quick, and takes no memory; only where it is not finite is it looked up why.
+        if not torch.isfinite(picture.sum()) and not torch.isfinite(picture).all():
+            raise SeFiError(
+                f"{name} holds values that are not numbers (NaN or infinite) in picture {number}: "
+                "check the node that made it, often a VAE decoding in half precision"
+            )
+    return in_colour(pictures)
+
 
 def in_colour(pictures: torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) of pictures (..., H, W, C) with alpha, or of grey ones."""

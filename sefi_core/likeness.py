@@ -21,6 +21,7 @@ from .errors import SeFiError
 from .faces.alignment import aligned
 from .faces.face import Detector, Face
 from .faces.recognition import Kind
+from .text.markdown import markdown_table
 
 SAME_PHOTO = 0.97
 """Cosine from which two photos are taken for one and the same, saved or cut in two ways."""
@@ -140,7 +141,7 @@ def table(order: Sequence[Judged], kept: int) -> str:
     """One line for each picture, the best first, as a Markdown table; ``kept`` of them are kept."""
     with_copying = any(one.copying is not None for one in order)
     heads = ["rank", "picture", "likeness", *(["copying"] if with_copying else []), "kept"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for rank, one in enumerate(order, start=1):
         likeness = "no face" if one.face is None else f"{one.likeness:.3f}"
         copied = "" if one.copying is None else f"{one.copying:.3f}"
@@ -148,7 +149,7 @@ def table(order: Sequence[Judged], kept: int) -> str:
         lines.append(
             [str(rank), str(one.number), likeness, *([copied] if with_copying else []), kept_or_not]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def _faces(picture: np.ndarray, detector: Detector) -> list[Face]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from .checks import check_choice, check_number
 from .errors import SeFiError, quoted
 from .evaluation import quality
+from .text.markdown import markdown_table
 from .text.placeholders import find_placeholders
 
 FULFILLED = ("closest prompt", "threshold")
@@ -75,14 +76,14 @@ class Scores:
     def table(self, likeness: Sequence[float] | None = None) -> str:
         """One line for each picture, in the order of the batch, as a Markdown table."""
         heads = ["picture", "prompt score", "fulfilled"] + (["likeness"] if likeness else [])
-        lines = [[*heads, "prompt"], ["---"] * (len(heads) + 1)]
+        lines = []
         for number, (prompt, cosine, hit) in enumerate(
             zip(self.prompts, self.cosines, self.fulfilled, strict=True)
         ):
             line = [str(number), f"{cosine:.3f}", "yes" if hit else "no"]
             line += [f"{likeness[number]:.3f}"] if likeness else []
             lines.append([*line, prompt.replace("|", "/")])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown_table([*heads, "prompt"], lines)
 
 
 def prompts_for(text: str, pictures: int) -> list[str]:

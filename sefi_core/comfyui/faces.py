@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,20 @@ def mask_faces(
     pictures: torch.Tensor, detector: str, selection: Selection, boxes: Any = None
 ) -> Extraction:
     """:func:`extract_faces` with a detector of :data:`DETECTORS`, a progress bar and cancelling."""
-    progress = comfy.utils.ProgressBar(len(pictures) if torch.is_tensor(pictures) else 1)
+    told = progress_of(len(pictures) if torch.is_tensor(pictures) else 1)
+    finder = YuNetDetector() if boxes is not None else open_detector(detector, selection.region)
+    return extract_faces(pictures, finder, selection, told, boxes)
+
+
+def progress_of(count: int) -> Callable[[int], None]:
+    """To be told how many of so many pictures are done: a progress bar, and where to cancel."""
+    bar = comfy.utils.ProgressBar(count)
 
     def on_picture(done: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        progress.update_absolute(done)
+        bar.update_absolute(done)
 
-    finder = YuNetDetector() if boxes is not None else open_detector(detector, selection.region)
-    return extract_faces(pictures, finder, selection, on_picture, boxes)
+    return on_picture
 
 
 def check_detector(name: object) -> None:
@@ -76,11 +83,11 @@ def detector_state(name: str) -> str:
     return "" if files is None else f"{files} {_changed(files)}"
 
 
-def model_folders() -> list[Path]:
-    """Where insightface's models are looked up: {models}/insightface, as other packs do."""
-    folders = [Path(folder_paths.models_dir) / FOLDER]
-    if FOLDER in folder_paths.folder_names_and_paths:
-        folders += [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+def model_folders(name: str = FOLDER) -> list[Path]:
+    """Where models are looked up: {models}/insightface, as other packs do, or another ``name``."""
+    folders = [Path(folder_paths.models_dir) / name]
+    if name in folder_paths.folder_names_and_paths:
+        folders += [Path(folder) for folder in folder_paths.get_folder_paths(name)]
     return list(dict.fromkeys(folders))
 
 

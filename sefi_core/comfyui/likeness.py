@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import comfy.model_management
-import comfy.utils
-import folder_paths
 import numpy as np
 import torch
 
@@ -17,9 +14,9 @@ from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
 from ..faces.recognition import INSIGHT, KINDS, SFACE, FaceEncoder, Kind, find_model
 from ..faces.yunet import YuNetDetector
-from ..images import in_colour, pixels_of
+from ..images import checked_pictures, pixels_of
 from ..likeness import LEAST, Judged, judge
-from .faces import model_folders
+from .faces import model_folders, progress_of
 
 FOLDER = "face_recognition"
 ENCODERS = ("auto", *KINDS)
@@ -37,14 +34,6 @@ class Choice:
         check_choice("encoder", self.encoder, ENCODERS)
         check_number("threshold", self.threshold, LEAST, 2.0)
         check_whole("keep", self.keep, 0, 4096)
-
-
-def sface_folders() -> list[Path]:
-    """Where SFace's file is looked up."""
-    folders = [Path(folder_paths.models_dir) / FOLDER]
-    if FOLDER in folder_paths.folder_names_and_paths:
-        folders += [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
-    return list(dict.fromkeys(folders))
 
 
 def encoder_state(name: str) -> str:
@@ -76,9 +65,9 @@ def judge_pictures(
     pictures, for photos without a face and for an encoder that is not there.
     """
     pictures = Pictures(
-        pixels_of_batch(images, "images"),
-        pixels_of_batch(reference, "reference"),
-        [] if training_photo is None else pixels_of_batch(training_photo, "training_photo"),
+        _pixels(images, "images"),
+        _pixels(reference, "reference"),
+        [] if training_photo is None else _pixels(training_photo, "training_photo"),
     )
     model = open_encoder(encoder)
     count = len(pictures.images) + len(pictures.reference) + len(pictures.training)
@@ -88,7 +77,7 @@ def judge_pictures(
         pictures.training,
         YuNetDetector(),  # whose five points the scale was measured with
         model,
-        _progress(count),
+        progress_of(count),
     )
     return judged, pictures
 
@@ -102,42 +91,15 @@ class Pictures:
     training: list[np.ndarray]
 
 
-def pixels_of_batch(batch: torch.Tensor, name: str) -> list[np.ndarray]:
-    """The pictures of an IMAGE as RGB (height, width, 3), uint8.
-
-    Raises :class:`SeFiError` with the input's ``name`` for what is no batch of pictures.
-    """
-    if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or 0 in batch.shape:
-        shape = tuple(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
-        raise SeFiError(
-            f"{name} is empty or not a batch of pictures ({shape}): connect a node that gives at "
-            "least one picture"
-        )
-    for number, picture in enumerate(batch, start=1):
-        if not torch.isfinite(picture).all():
-            raise SeFiError(
-                f"{name} holds values that are not numbers (NaN or infinite) in picture {number}: "
-                "check the node that made it, often a VAE decoding in half precision"
-            )
-    return [pixels_of(in_colour(picture)).numpy() for picture in batch]
-
-
-def _progress(count: int) -> Callable[[int], None]:
-    bar = comfy.utils.ProgressBar(count)
-
-    def on_picture(done: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done)
-
-    return on_picture
+def _pixels(batch: torch.Tensor, name: str) -> list[np.ndarray]:
+    return [pixels_of(picture).numpy() for picture in checked_pictures(batch, name)]
 
 
 def _found(name: str) -> tuple[Kind, Path | None]:
     """The kind that a name means, and its file if there is one."""
     kinds = list(KINDS.values()) if name == "auto" else [KINDS.get(name, SFACE)]
     for kind in kinds:
-        folders = model_folders() if kind is INSIGHT else sface_folders()
-        path = find_model(kind, folders)
+        path = find_model(kind, model_folders() if kind is INSIGHT else model_folders(FOLDER))
         if path is not None:
             return kind, path
     return kinds[0], None
@@ -153,7 +115,7 @@ def _missing(kind: Kind, name: str) -> str:
     rest = "" if name == "sface" else ", or insightface's models into models/insightface"
     return (
         f"no face recogniser was found: put {kind.files[0]} (or {kind.files[-1]}) of OpenCV's "
-        f"model zoo into {sface_folders()[0]}{rest}; nothing is downloaded for you"
+        f"model zoo into {model_folders(FOLDER)[0]}{rest}; nothing is downloaded for you"
     )
 
 

@@ -23,7 +23,7 @@ from comfy.sd1_clip import SDClipModel
 
 from ..errors import SeFiError
 from ..identity.identity import Identity
-from ..images import in_colour
+from ..images import checked_pictures
 from ..prompt_score import Rule, Scores, in_plain_words, prompts_for, scored, texts_to_compare
 from .clip.encoder import applied_to
 from .clip.tokens import check_clip, encoder_models
@@ -65,8 +65,7 @@ def prompt_scores(
     Raises :class:`SeFiError` for what is no batch of pictures, for prompts that do not fit it, and
     for a CLIP and a vision model that are not of one kind.
     """
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or 0 in images.shape:
-        raise SeFiError("images is empty or not a batch of pictures: connect at least one picture")
+    images = checked_pictures(images, "images")
     words = _class_words(clip, identity)
     lines = [in_plain_words(line, words) for line in prompts_for(prompts, len(images))]
     encoder = matching_encoder(clip, clip_vision)
@@ -141,7 +140,7 @@ def _image_embeddings(
     images: torch.Tensor, clip_vision: ClipVisionModel, on_pictures: Callable[[int], None]
 ) -> torch.Tensor:
     found = []
-    for few in in_colour(images).split(AT_A_TIME):
+    for few in images.split(AT_A_TIME):
         comfy.model_management.throw_exception_if_processing_interrupted()
         found.append(clip_vision.encode_image(few)["image_embeds"].float().cpu())
         on_pictures(len(few))

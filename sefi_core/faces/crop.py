@@ -20,11 +20,17 @@ def head_square(face: Face, margin: float, size: tuple[int, int]) -> Square:
     It is moved inside the picture of (height, width) ``size`` as far as it fits; where it is larger
     than the picture it is centred on it and reaches over both borders.
     """
+    left, top, side = square_around(face, 1 + 2 * margin)
+    return _shifted(left, side, size[1]), _shifted(top, side, size[0]), side
+
+
+def square_around(face: Face, times: float) -> Square:
+    """The square in the middle of a head, of ``times`` the longer side of the head's ellipse."""
     points = outline(face, "head")
     low, high = points.min(0), points.max(0)
-    side = max(1, round(float((high - low).max()) * (1 + 2 * margin)))
+    side = max(1, round(float((high - low).max()) * times))
     left, top = np.round((low + high - side) / 2).astype(int)
-    return _shifted(int(left), side, size[1]), _shifted(int(top), side, size[0]), side
+    return int(left), int(top), side
 
 
 def middle_square(size: tuple[int, int]) -> Square:

@@ -11,7 +11,7 @@ import torch
 
 from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
-from ..images import in_colour, pixels_of
+from ..images import checked_pictures, pixels_of
 from .boxes import faces_in_boxes
 from .crop import crop, head_square, middle_square, reduced
 from .face import WHICH, Detector, Face, choose
@@ -81,7 +81,7 @@ def extract_faces(
     for a face index that does not exist, and, if ``selection.none_found`` says so, for a picture
     without a face.
     """
-    pictures = checked_pictures(pictures)
+    pictures = checked_pictures(pictures, "image")
     count, height, width = pictures.shape[:3]
     given = None if boxes is None else faces_in_boxes(boxes, count)
     masks = torch.zeros(count, height, width)
@@ -121,29 +121,6 @@ def extract_faces(
             crop_masks.append(one[..., 0])
         on_picture(number + 1)
     return Extraction(masks, torch.stack(crops), torch.stack(crop_masks), total)
-
-
-def checked_pictures(pictures: torch.Tensor) -> torch.Tensor:
-    """``pictures`` as RGB float32 on the CPU, (pictures, height, width, 3), or a clear error."""
-    if not torch.is_tensor(pictures) or pictures.ndim != 4 or 0 in pictures.shape:
-        what = (
-            f"its shape is {tuple(pictures.shape)}"
-            if torch.is_tensor(pictures)
-            else f"it is a {type(pictures).__name__}"
-        )
-        raise SeFiError(
-            f"image is empty or not a batch of pictures (batch, height, width, channels); {what}: "
-            "connect an IMAGE, such as that of Load Image"
-        )
-    pictures = pictures.detach().to("cpu", torch.float32)
-    for number, picture in enumerate(pictures, start=1):
-        # The sum is quick, and takes no memory; only where it is not finite is it looked up why.
-        if not torch.isfinite(picture.sum()) and not torch.isfinite(picture).all():
-            raise SeFiError(
-                f"image holds values that are not numbers (NaN or infinite) in picture {number}: "
-                "check the node that made it, often a VAE decoding in half precision"
-            )
-    return in_colour(pictures)
 
 
 def _found(picture: torch.Tensor, detector: Detector) -> list[Face]:

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from .crop import crop
+from .crop import Square, crop, square_around
 from .face import Face
 from .person import SIDE, person_in
-from .regions import BELOW_CHIN, HAIR_ABOVE, HAIR_BESIDE, Region, cell_size, outline
+from .regions import BELOW_CHIN, HAIR_ABOVE, HAIR_BESIDE, Region, cell_size
 
 # Side of the square that is looked at, over the longer side of the head's ellipse.
 AROUND = 1.5
@@ -44,10 +44,7 @@ def head_region(picture: torch.Tensor, face: Face, others: Sequence[Face]) -> Re
 
     ``others`` are the other faces of the picture; none of them is in the region.
     """
-    points = outline(face, "head")
-    low, high = points.min(0), points.max(0)
-    side = max(1, round(float((high - low).max()) * AROUND))
-    left, top = (int(v) for v in np.round((low + high - side) / 2))
+    left, top, side = square_around(face, AROUND)
     step = cell_size(side)
     cells = -(-side // step)
     x, y = np.meshgrid(np.arange(cells, dtype=np.float32), np.arange(cells, dtype=np.float32))
@@ -83,9 +80,7 @@ def _in_head(face: Face, beside: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.hypot(beside / half_width, (below - middle) / half_height)
 
 
-def _person(
-    picture: torch.Tensor, square: tuple[int, int, int], covered: int, roll: float
-) -> np.ndarray:
+def _person(picture: torch.Tensor, square: Square, covered: int, roll: float) -> np.ndarray:
     """How surely each cell is a person, for the cells of a grid that covers ``covered`` pixels."""
     left, top, side = square
     quarters = round(roll / 90)  # the network knows people who sit or stand

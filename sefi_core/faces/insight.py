@@ -7,7 +7,7 @@ name, and would download it, are not called.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,23 +44,32 @@ def is_installed() -> bool:
     return all(find_spec(name) is not None for name in ("insightface", "onnxruntime"))
 
 
-def find_models(roots: Sequence[Path]) -> ModelFiles | None:
-    """The models of the first pack found in ``roots``, None if there is none.
+def pack_folders(roots: Sequence[Path]) -> Iterator[Path]:
+    """Where a pack may lie in ``roots``, the best first.
 
-    A pack lies in ``<root>/models/<pack>``, as insightface and other node packs keep it, or in
+    That is ``<root>/models/<pack>``, as insightface and other node packs keep it, or
     ``<root>/<pack>``; its zip file may have made another folder of the same name inside.
     """
     for root in roots:
         for parent in (root / "models", root):
             for pack in PACKS:
-                for folder in (parent / pack, parent / pack / pack):
-                    for name in DETECTOR_FILES:
-                        if (folder / name).is_file():
-                            landmarks = folder / LANDMARK_FILE
-                            return ModelFiles(
-                                folder / name, landmarks if landmarks.is_file() else None
-                            )
+                yield from (parent / pack, parent / pack / pack)
+
+
+def find_models(roots: Sequence[Path]) -> ModelFiles | None:
+    """The models of the first pack found in ``roots``, None if there is none."""
+    for folder in pack_folders(roots):
+        for name in DETECTOR_FILES:
+            if (folder / name).is_file():
+                landmarks = folder / LANDMARK_FILE
+                return ModelFiles(folder / name, landmarks if landmarks.is_file() else None)
     return None
+
+
+def providers(onnxruntime: Any, use_gpu: bool) -> list[str]:
+    """The execution providers to try, the best first; ``onnxruntime`` is the module."""
+    available = onnxruntime.get_available_providers() if use_gpu else []
+    return [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]
 
 
 class InsightDetector:
@@ -110,10 +119,10 @@ def _open(path: Path, task: str, use_gpu: bool) -> Any:
             f"insightface cannot be used ({error}): install insightface and onnxruntime, or set "
             "detector to 'yunet'"
         ) from error
-    available = onnxruntime.get_available_providers() if use_gpu else []
-    providers = [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]
     try:
-        model: Any = model_zoo.get_model(str(path), providers=providers, download=False)
+        model: Any = model_zoo.get_model(
+            str(path), providers=providers(onnxruntime, use_gpu), download=False
+        )
     except Exception as error:
         raise SeFiError(
             f"the insightface model {path} cannot be read ({error}): put a fresh copy of the file "

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import SeFiError
 from .alignment import SIDE
-from .insight import PACKS, PROVIDERS
+from .insight import pack_folders, providers
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +74,10 @@ KINDS = {kind.id: kind for kind in (SFACE, INSIGHT)}
 def find_model(kind: Kind, folders: Sequence[Path]) -> Path | None:
     """The first of the kind's files in ``folders``, None if there is none.
 
-    Those of insightface lie in ``<folder>/models/<pack>`` or ``<folder>/<pack>``, whose zip file
-    may have made another folder of the same name inside.
+    Those of insightface lie in its packs (:func:`insight.pack_folders`).
     """
-    if kind is INSIGHT:
-        parents = [parent for folder in folders for parent in (folder / "models", folder)]
-        folders = [
-            place
-            for parent in parents
-            for pack in PACKS
-            for place in (parent / pack, parent / pack / pack)
-        ]
-    candidates = (folder / name for folder in folders for name in kind.files)
+    places = pack_folders(folders) if kind is INSIGHT else folders
+    candidates = (place / name for place in places for name in kind.files)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -154,11 +146,11 @@ def _open(path: Path, use_gpu: bool) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; what it warns of is nothing that the user could mend
-    available = onnxruntime.get_available_providers() if use_gpu else []
-    providers = [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]
     try:
         model = without_weight_inputs(path.read_bytes())
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        session = onnxruntime.InferenceSession(
+            model, options, providers=providers(onnxruntime, use_gpu)
+        )
     except Exception as error:
         raise _broken(path, error) from error
     shape = session.get_inputs()[0].shape

@@ -105,8 +105,6 @@ class Run:
 
     def swap_pooled(self, vectors: torch.Tensor, rows: Sequence[Row], sigma: float) -> torch.Tensor:
         """The vectors (rows, width) of a batch, which begin with the prompts' pooled outputs."""
-        if not any(segment.at(sigma) for row in rows for segment in row):
-            return vectors
         parts = [
             pooled_swapped(vector, row, sigma, lambda tensor: self._on_device_of(vectors, tensor))
             for vector, row in zip(vectors.split(1), rows, strict=True)
@@ -202,7 +200,7 @@ def diffusion_model(
         sigma = float(transformer_options["sigmas"].detach().flatten()[0])
         rows = run.rows(context, numbers)
         contexts = run.swap(context, rows, sigma)
-        if y is not None and len(y) == len(rows):
+        if contexts is not None and y is not None and len(y) == len(rows):
             y = run.swap_pooled(y, rows, sigma)
         patches = transformer_options.get("patches", {})
         others = patches.get(PATCH, [])
