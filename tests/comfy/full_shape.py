@@ -88,6 +88,7 @@ def layout(family: str):
     import comfy.supported_models
     import comfy.text_encoders.sd2_clip
     import torch
+    from sefi_ide.tests.mini_sd.architecture import saved_state
 
     supported, text_model, encoders = {
         "sd1": (comfy.supported_models.SD15, comfy.sd1_clip.SD1ClipModel, "l"),
@@ -101,16 +102,8 @@ def layout(family: str):
         )
         text = text_model(device="meta", dtype=torch.float16)
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE_CONFIG, embed_dim=4)
-    named = {
-        f"clip_{name}.transformer.{key}": value
-        for name in encoders
-        for key, value in getattr(text, f"clip_{name}").transformer.state_dict().items()
-    }
-    return {
-        **config.process_unet_state_dict_for_saving(unet.state_dict()),
-        **config.process_clip_state_dict_for_saving(named),
-        **config.process_vae_state_dict_for_saving(vae.state_dict()),
-    }
+    named = {name: getattr(text, f"clip_{name}").transformer for name in encoders}
+    return saved_state(config, {"unet": unet, **named, "vae": vae})
 
 
 def write_checkpoint(path: Path, family: str) -> None:

@@ -20,7 +20,15 @@ import torch
 from comfy.model_base import ModelType
 
 from ..mini_sd import architecture
-from ..mini_sd.architecture import Encoder, Family
+from ..mini_sd.architecture import (
+    HEADS,
+    SDXL_SIZES,
+    Encoder,
+    Family,
+    NoInpainting,
+    picked,
+    text_options,
+)
 
 # Factors on PyTorch's own initialisation, tried out for contrast without saturation.
 CONTEXT_GAIN = 4.0
@@ -42,23 +50,18 @@ class RandomSD2ClipModel(comfy.text_encoders.sd2_clip.SD2ClipModel):
     """ComfyUI's SD2 text encoder at a small width and depth."""
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
-        config = {"clip_h_model_config": SD2_ENCODERS["h"].config}
-        super().__init__(device, dtype, model_options={**(model_options or {}), **config})
+        super().__init__(device, dtype, model_options=text_options(SD2_ENCODERS, model_options))
 
 
-class RandomSD2(comfy.supported_models.SD20):
+class RandomSD2(NoInpainting, comfy.supported_models.SD20):
     """Stable Diffusion 2.1 with fewer channels and a narrower text encoder."""
 
     unet_config = {
         **comfy.supported_models.SD20.unet_config,
-        "context_dim": SD2_UNET_CONFIG["context_dim"],
-        "model_channels": architecture.MODEL_CHANNELS,
+        **picked(SD2_UNET_CONFIG, "context_dim", "model_channels"),
     }
-    unet_extra_config = {name: SD2_UNET_CONFIG[name] for name in ("num_heads", "num_head_channels")}
+    unet_extra_config = picked(SD2_UNET_CONFIG, *HEADS)
     latent_format = architecture.MiniLatent
-
-    def inpaint_model(self):
-        return False  # ComfyUI takes more than four input channels for an inpainting model
 
     def model_type(self, state_dict, prefix=""):
         return ModelType.V_PREDICTION
@@ -69,14 +72,6 @@ class RandomSD2(comfy.supported_models.SD20):
         )
 
 
-class RandomRefinerClipModel(comfy.sdxl_clip.SDXLRefinerClipModel):
-    """The refiner's text encoder, SDXL's ``g`` alone."""
-
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        config = {"clip_g_model_config": architecture.SDXL_ENCODERS["g"].config}
-        super().__init__(device, dtype, model_options={**(model_options or {}), **config})
-
-
 REFINER_ENCODERS = {"g": architecture.SDXL_ENCODERS["g"]}
 REFINER_UNET_CONFIG = {
     **architecture.SDXL_UNET_CONFIG,
@@ -85,23 +80,22 @@ REFINER_UNET_CONFIG = {
 }
 
 
-class RandomRefiner(comfy.supported_models.SDXLRefiner):
+class RandomRefinerClipModel(comfy.sdxl_clip.SDXLRefinerClipModel):
+    """The refiner's text encoder, SDXL's ``g`` alone."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device, dtype, model_options=text_options(REFINER_ENCODERS, model_options))
+
+
+class RandomRefiner(NoInpainting, comfy.supported_models.SDXLRefiner):
     """SDXL's refiner with fewer channels and a narrower text encoder."""
 
     unet_config = {
         **comfy.supported_models.SDXLRefiner.unet_config,
-        **{
-            name: REFINER_UNET_CONFIG[name]
-            for name in ("model_channels", "transformer_depth", "context_dim", "adm_in_channels")
-        },
+        **picked(REFINER_UNET_CONFIG, *SDXL_SIZES),
     }
-    unet_extra_config = {
-        name: REFINER_UNET_CONFIG[name] for name in ("num_heads", "num_head_channels")
-    }
+    unet_extra_config = picked(REFINER_UNET_CONFIG, *HEADS)
     latent_format = architecture.MiniSDXLLatent
-
-    def inpaint_model(self):
-        return False  # as above
 
     def clip_target(self, state_dict=None):
         return comfy.supported_models_base.ClipTarget(
@@ -115,8 +109,17 @@ REFINER = Family(
 SD2 = Family("sd2", RandomSD2, RandomSD2ClipModel, SD2_ENCODERS, SD2_UNET_CONFIG)
 FAMILIES = {**architecture.FAMILIES, "sd2": SD2}
 
-of_all_families = pytest.mark.parametrize("family", FAMILIES, indirect=True)
-"""For a test, or a module, whose miniature is of each family in turn."""
+
+def of_families(*names: str) -> pytest.MarkDecorator:
+    """For a test, or a module, whose miniature is of each of these families in turn.
+
+    Through the fixture ``family``: a parameter in its place would leave the checkpoint of the last
+    family to the tests behind it.
+    """
+    return pytest.mark.parametrize("family", names, indirect=True)
+
+
+of_all_families = of_families(*FAMILIES)
 
 
 def register() -> None:

@@ -35,10 +35,10 @@ from sefi_ide.tests.comfy.composition import (
     person,
 )
 from sefi_ide.tests.comfy.oracle import Prompt, Region, cfg, vector_of
-from sefi_ide.tests.comfy.random_checkpoint import of_all_families
+from sefi_ide.tests.comfy.random_checkpoint import of_all_families, of_families
 from sefi_ide.tests.comfy.training_runs import CHANNELS, load, photo_and_mask, run
 
-of_sdxl = pytest.mark.parametrize("family", ["sdxl"], indirect=True)
+of_sdxl = of_families("sdxl")
 
 
 @of_all_families

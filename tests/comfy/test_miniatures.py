@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from comfy import model_base, sdxl_clip
 from sefi_ide.tests.comfy import random_checkpoint
+from sefi_ide.tests.comfy.random_checkpoint import of_families
 from sefi_ide.tests.mini_sd import (
     architecture,
     checkpoints,
@@ -24,11 +25,11 @@ from sefi_ide.tests.mini_sd.unet import UNetTask, size_conditioning
 
 import nodes
 
-FAMILIES = tuple(architecture.FAMILIES)
 CAPTION = "a photo of a person smiling holding a cup in the forest"
 MEGABYTE = 10**6
 
-of_all_families = pytest.mark.parametrize("family", FAMILIES, scope="session")
+of_both = of_families(*architecture.FAMILIES)
+of_sdxl = of_families("sdxl")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def mini(mini_checkpoint, family):
     return MiniSDRuntime(family, mini_checkpoint)
 
 
-@of_all_families
+@of_both
 def test_the_stock_loader_knows_a_checkpoint_by_its_shapes(mini_checkpoint, family, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda *_: mini_checkpoint)
     model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint("any")
@@ -73,7 +74,7 @@ def test_checkpoints_are_small(family, largest):
     assert sum(value.nbytes for value in state.values()) < largest * MEGABYTE
 
 
-@of_all_families
+@of_both
 def test_a_checkpoint_holds_all_of_a_miniature(mini_checkpoint, family):
     sizes = architecture.FAMILIES[family]
     saved, loaded = random_checkpoint.build_modules(sizes), sizes.build_modules()
@@ -90,7 +91,7 @@ def test_a_checkpoint_holds_all_of_a_miniature(mini_checkpoint, family):
                 sizes.load(loaded, {k: v for k, v in state.items() if k != keys[-1]})
 
 
-@of_all_families
+@of_both
 def test_training_sees_the_text_states_of_comfyui(mini, family):
     sizes = architecture.FAMILIES[family]
     words = Words(sizes, random_checkpoint.build_modules(sizes)).eval()
@@ -106,7 +107,7 @@ def test_training_sees_the_text_states_of_comfyui(mini, family):
         assert torch.allclose(pooled, extra["pooled_output"], atol=2e-2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@of_both
 def test_a_step_reaches_all_that_it_trains(family, monkeypatch):
     """Text first, then the U-Net on what the text says; nothing is left without a gradient."""
     monkeypatch.setattr(comfy.clip_model.CLIPLayer, "forward", text_encoder.layer_forward)
@@ -160,7 +161,7 @@ def _rows_equal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one == other).flatten(1).all(dim=1)
 
 
-@pytest.mark.parametrize("family", ["sdxl"], scope="session")
+@of_sdxl
 def test_training_sees_the_size_conditioning_of_comfyui(mini):
     pooled, sizes = torch.randn(1, 64), torch.tensor([[96.0, 112.0, 16.0, 8.0, 128.0, 144.0]])
     names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
@@ -169,7 +170,7 @@ def test_training_sees_the_size_conditioning_of_comfyui(mini):
     assert torch.allclose(size_conditioning(pooled, sizes), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sdxl"], scope="session")
+@of_sdxl
 @pytest.mark.parametrize(
     "changed", range(6), ids="height width top left to_height to_width".split()
 )
@@ -180,7 +181,7 @@ def test_every_size_changes_the_prediction(mini, changed):
     assert not torch.allclose(*(_predicted(mini, torch.zeros(1, 64), s) for s in (sizes, other)))
 
 
-@pytest.mark.parametrize("family", ["sdxl"], scope="session")
+@of_sdxl
 def test_the_pooled_output_changes_the_prediction(mini):
     sizes = torch.full((1, 6), 128.0)
     none, some = torch.zeros(1, 64), torch.ones(1, 64)

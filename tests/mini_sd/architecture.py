@@ -114,7 +114,8 @@ SDXL_UNET_CONFIG = {
 }
 
 
-def _options(encoders: dict[str, Encoder], model_options) -> dict[str, Any]:
+def text_options(encoders: dict[str, Encoder], model_options) -> dict[str, Any]:
+    """The ``model_options`` that make ComfyUI's text models as small as these."""
     configs = {f"clip_{name}_model_config": encoder.config for name, encoder in encoders.items()}
     return {**(model_options or {}), **configs}
 
@@ -123,14 +124,14 @@ class MiniSDClipModel(comfy.sd1_clip.SD1ClipModel):
     """ComfyUI's SD1 text encoder at the miniature's width and depth."""
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(device, dtype, model_options=_options(SD1_ENCODERS, model_options))
+        super().__init__(device, dtype, model_options=text_options(SD1_ENCODERS, model_options))
 
 
 class MiniSDXLClipModel(comfy.sdxl_clip.SDXLClipModel):
     """ComfyUI's two SDXL text encoders at the miniature's widths and depth."""
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(device, dtype, model_options=_options(SDXL_ENCODERS, model_options))
+        super().__init__(device, dtype, model_options=text_options(SDXL_ENCODERS, model_options))
 
 
 class MiniLatent(comfy.latent_formats.LatentFormat):
@@ -146,45 +147,66 @@ class MiniSDXLLatent(MiniLatent):
     scale_factor = 0.13025
 
 
-class MiniSD(comfy.supported_models.SD15):
+class NoInpainting:
+    """Mixed into models of more than four input channels, which ComfyUI takes to be inpainting."""
+
+    def inpaint_model(self):
+        return False
+
+
+def picked(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some entries of a U-Net's configuration, as supported models are told apart by."""
+    return {name: config[name] for name in names}
+
+
+SDXL_SIZES = ("model_channels", "transformer_depth", "context_dim", "adm_in_channels")
+HEADS = ("num_heads", "num_head_channels")
+
+
+class MiniSD(NoInpainting, comfy.supported_models.SD15):
     """Stable Diffusion 1.5 with fewer channels and a narrower text encoder."""
 
     unet_config = {
         **comfy.supported_models.SD15.unet_config,
-        "context_dim": SD1_UNET_CONFIG["context_dim"],
-        "model_channels": MODEL_CHANNELS,
+        **picked(SD1_UNET_CONFIG, "context_dim", "model_channels"),
     }
     latent_format = MiniLatent
-
-    def inpaint_model(self):
-        return False  # ComfyUI takes more than four input channels for an inpainting model
 
     def clip_target(self, state_dict=None):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, MiniSDClipModel)
 
 
-class MiniSDXL(comfy.supported_models.SDXL):
+class MiniSDXL(NoInpainting, comfy.supported_models.SDXL):
     """SDXL with fewer channels, shallower transformers and narrower text encoders."""
 
     unet_config = {
         **comfy.supported_models.SDXL.unet_config,
-        **{
-            name: SDXL_UNET_CONFIG[name]
-            for name in ("model_channels", "transformer_depth", "context_dim", "adm_in_channels")
-        },
+        **picked(SDXL_UNET_CONFIG, *SDXL_SIZES),
     }
-    unet_extra_config = {
-        name: SDXL_UNET_CONFIG[name] for name in ("num_heads", "num_head_channels")
-    }
+    unet_extra_config = picked(SDXL_UNET_CONFIG, *HEADS)
     latent_format = MiniSDXLLatent
-
-    def inpaint_model(self):
-        return False  # as above
 
     def clip_target(self, state_dict=None):
         return comfy.supported_models_base.ClipTarget(
             comfy.sdxl_clip.SDXLTokenizer, MiniSDXLClipModel
         )
+
+
+def saved_state(
+    config: comfy.supported_models_base.BASE, modules: dict[str, torch.nn.Module]
+) -> dict[str, torch.Tensor]:
+    """What ComfyUI's model of ``config`` saves of ``"unet"``, ``"vae"`` and the text encoders."""
+    text = {
+        f"clip_{name}.transformer.{key}": value
+        for name in modules
+        if name not in ("unet", "vae")
+        for key, value in modules[name].state_dict().items()
+    }
+    return {
+        **config.process_unet_state_dict_for_saving(modules["unet"].state_dict()),
+        **config.process_clip_state_dict_for_saving(text),
+        **config.process_vae_state_dict_for_saving(modules["vae"].state_dict()),
+    }
 
 
 _UNUSED = ("text_projection.weight", "position_ids")
@@ -250,17 +272,7 @@ class Family:
         self, modules: dict[str, torch.nn.Module], dtype: torch.dtype
     ) -> dict[str, torch.Tensor]:
         """One flat state dict in the layout of the family's checkpoints, as ComfyUI saves them."""
-        config = self.model(self.unet_config)
-        text = {
-            f"clip_{name}.transformer.{key}": value
-            for name in self.encoders
-            for key, value in modules[name].state_dict().items()
-        }
-        state = {
-            **config.process_unet_state_dict_for_saving(modules["unet"].state_dict()),
-            **config.process_clip_state_dict_for_saving(text),
-            **config.process_vae_state_dict_for_saving(modules["vae"].state_dict()),
-        }
+        state = saved_state(self.model(self.unet_config), modules)
         return {
             key: (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
             for key, value in ((key, value.detach()) for key, value in state.items())
