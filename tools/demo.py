@@ -123,9 +123,6 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
                 "sampler_name": "euler",
                 "scheduler": "normal",
             }
-        for node in nodes_of(prompt, "SeFiFaceMask"):
-            # The cascade is made for photos and misses many of the drawn faces.
-            node["inputs"]["none_found"] = "whole picture"
 
 
 def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Image], float]:

@@ -69,18 +69,20 @@ class World:
         )
 
 
-def identity(clip, name: str, stages: int, seed: int) -> Identity:
-    """Random vectors about the class word's, another pair for each stage."""
+def identity(
+    clip, name: str, stages: int, seed: int, class_word: str = "person", size: float = 0.1
+) -> Identity:
+    """Random vectors about the class word's, ``size`` away, another pair for each stage."""
     generator = torch.Generator().manual_seed(seed)
-    word = class_word_embedding(clip, "person")
+    word = class_word_embedding(clip, class_word)
     keys, values = (
         {
-            encoder: rows + 0.1 * torch.randn(stages, 1, rows.shape[1], generator=generator)
+            encoder: rows + size * torch.randn(stages, *rows.shape, generator=generator)
             for encoder, rows in word.items()
         }
         for _ in "kv"
     )
-    return Identity(name, "person", family_of_encoders(tuple(word)), keys, values)
+    return Identity(name, class_word, family_of_encoders(tuple(word)), keys, values)
 
 
 def family_of_encoders(encoders: tuple[str, ...]) -> str:

@@ -24,12 +24,11 @@ from sefi_ide.tests.comfy.composition import (
     SIDE,
     World,
     apply,
-    family_of_encoders,
+    identity,
     random_latents,
     random_lora,
 )
 
-from ...sefi_core.comfyui.clip.embeddings import class_word_embedding
 from ...sefi_core.identity.identity import Identity
 from .campaign import NotTried
 
@@ -65,19 +64,10 @@ class Base:
 
     def identity(self, name: str, chance: random.Random | None) -> Identity:
         """A random one, or that of the class word."""
-        word = CLASS_WORDS[name]
-        stages = 3 if chance is None else chance.choice([1, 2, 5])
-        generator = torch.Generator().manual_seed(chance.getrandbits(30) if chance else 0)
-        rows = class_word_embedding(self.clip, word)
-        size = 0.1 if chance else 0.0
-        keys, values = (
-            {
-                encoder: row + size * torch.randn(stages, *row.shape, generator=generator)
-                for encoder, row in rows.items()
-            }
-            for _ in "kv"
-        )
-        return Identity(name, word, family_of_encoders(tuple(rows)), keys, values)
+        if chance is None:
+            return identity(self.clip, name, 3, 0, CLASS_WORDS[name], size=0.0)
+        stages = chance.choice([1, 2, 5])
+        return identity(self.clip, name, stages, chance.getrandbits(30), CLASS_WORDS[name])
 
 
 class Graph:
@@ -123,8 +113,8 @@ class Graph:
         if self.identities == "none":
             return lambda model, clip: (model, clip)
         chance = random.Random(seed) if self.identities == "random" else None
-        identity = self.base.identity(name, chance)
-        return lambda model, clip: apply(model, clip, identity, *strengths, start, end)
+        one = self.base.identity(name, chance)
+        return lambda model, clip: apply(model, clip, one, *strengths, start, end)
 
     def lora(self) -> Callable:
         strength = self.chance.choice([0.3, 1.0])
