@@ -6,7 +6,7 @@ VENV := .venv/bin/python
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
-.PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos
+.PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos test-browser
 .PHONY: bench-quality bench-cost bench-full
 
 setup:
@@ -51,6 +51,11 @@ test-photos: export OMP_NUM_THREADS := 1
 test-photos: setup
 	@$(VENV) tests/photos/measure.py
 	@$(VENV) -m pytest tests/photos $(ARGS)
+
+# In the real frontend, part of `make test`; screenshots are left in output/screenshots.
+test-browser: export OMP_NUM_THREADS := 1
+test-browser: setup
+	@$(VENV) -m pytest tests/server/browser $(ARGS)
 
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup

@@ -1,76 +1,21 @@
-"""The shipped workflows in the real frontend, in headless Chromium, as a user meets them.
-
-Skipped where there is no Chromium or Chrome.
-"""
+"""The shipped workflows in the real frontend, as a user meets them."""
 
 import json
-import shutil
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from sefi_ide.tests.server.browser.frontend import (
+    PICTURES,
+    SELECT,
+    SET_WIDGETS,
+    open_template,
+    press_run,
+)
 from sefi_ide.tools.comfyui import REPOSITORY
-from sefi_ide.tools.server import PACK
 from sefi_ide.tools.workflow import to_prompt
 
 WORKFLOWS = sorted(file.stem for file in (REPOSITORY / "workflows").glob("*.json"))
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Chromium as root, without a graphics card, and quiet: it asks the network for nothing.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
-
-SET_WIDGETS = """(values) => {
-    for (const node of app.graph.nodes)
-        for (const [name, value] of Object.entries(values[node.type] ?? {})) {
-            const widget = node.widgets.find((widget) => widget.name === name)
-            widget.value = value
-            widget.callback?.(value)
-        }
-}"""
-SELECT = "(type) => app.canvas.selectNode(app.graph.nodes.find((node) => node.type === type))"
-PICTURES = "(type) => app.graph.nodes.find((node) => node.type === type).imgs?.length ?? 0"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture(params=["classic", "vue"])
-def page(request, browser, server):
-    """The frontend, with nodes drawn in either way; no script of it may fail."""
-    settings = {
-        "Comfy.TutorialCompleted": True,
-        "Comfy.VueNodes.Enabled": request.param == "vue",
-    }
-    server.post("/settings", settings)
-    with browser.new_context(viewport={"width": 1800, "height": 1100}) as context:
-        page = context.new_page()
-        failures = []
-        page.on("pageerror", lambda error: failures.append(error))
-        page.goto(server.url)
-        yield page
-    assert not failures
-
-
-def open_template(page, name):
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_text(PACK, exact=True).click()
-    page.get_by_text(name, exact=True).click()
-    page.wait_for_function("(name) => document.title.includes(name)", arg=name)
-
-
-def press_run(page):
-    """Press Run; returns the prompt's id once it has been queued."""
-    with page.expect_response("**/api/prompt") as answer:
-        page.get_by_test_id("queue-button").click()
-    return answer.value.json()["prompt_id"]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
