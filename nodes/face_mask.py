@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..sefi_core.comfyui.faces import DETECTORS, check_detector, detector_state, mask_faces
 from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.faces.extract import NONE_FOUND, Selection
 from ..sefi_core.faces.face import WHICH
 from ..sefi_core.faces.regions import REGIONS
+from ..sefi_core.faces.shown import masks_over
 from .types import CATEGORY, IMAGE, check_input
 
 DEFAULTS = Selection()
@@ -29,10 +30,11 @@ class SeFiFaceMask(io.ComfyNode):
             display_name="SeFi Face Mask",
             category=CATEGORY,
             description=(
-                "Finds faces, makes a mask of the chosen ones and cuts out a square around each "
-                "head. What it needs for that comes with the pack; nothing is downloaded."
+                "Finds faces, makes a mask of the chosen ones, shows it over the picture, and cuts "
+                "out a square around each head. What it needs for that comes with the pack; "
+                "nothing is downloaded."
             ),
-            search_aliases=["face detection", "face crop", "head mask", "insightface"],
+            search_aliases=["face detection", "face crop", "head mask", "portrait mask", "insightface"],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="One or more pictures; an alpha channel is unused."
@@ -173,4 +175,5 @@ class SeFiFaceMask(io.ComfyNode):
             check_input("image", image, IMAGE)
             check_detector(detector)
             found = mask_faces(image, detector, Selection(**given), boxes)
-        return io.NodeOutput(found.masks, found.crops, found.crop_masks, found.count)
+        shown = ui.PreviewImage(masks_over(image, found.masks), cls=cls)
+        return io.NodeOutput(found.masks, found.crops, found.crop_masks, found.count, ui=shown)

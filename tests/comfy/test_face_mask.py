@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from importlib import import_module
+from pathlib import Path
 from unittest import mock
 
 import comfy.model_management
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
+from PIL import Image
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.sefi_core.comfyui import faces
 from sefi_ide.sefi_core.errors import SeFiError
@@ -54,6 +56,19 @@ def image(picture: np.ndarray) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def astronaut():
     return image(pytest.importorskip("skimage.data").astronaut())
+
+
+def test_the_node_shows_the_mask_over_the_photo(astronaut, models):
+    out = SeFiFaceMask.execute(
+        astronaut, "auto", which_face="largest", face_index=0, region="head", grow=0, feather=0,
+        none_found="error", crop_size=64,
+    )  # fmt: skip
+    (saved,) = out.ui.as_dict()["images"]
+    file = Path(folder_paths.get_temp_directory(), saved["subfolder"], saved["filename"])
+    shown = torch.from_numpy(np.asarray(Image.open(file)).astype(np.float32) / 255)
+    mask = out.result[0][0].bool()
+    torch.testing.assert_close(shown[mask], astronaut[0][mask], atol=0.01, rtol=0)
+    assert shown[~mask].mean() < astronaut[0][~mask].mean() / 2
 
 
 @pytest.mark.parametrize("detector", ["auto", "yunet", "lbp cascade"])
