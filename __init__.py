@@ -14,8 +14,10 @@ class SeFiExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         from .sefi_core.comfyui import library
+        from .sefi_core.comfyui.learning import routes
 
         library.register_model_folder()
+        routes.register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import nodes

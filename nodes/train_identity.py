@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
+from ..sefi_core.comfyui.learning.live import workflow_id
 from ..sefi_core.comfyui.learning.progress import TrainingProgress
 from ..sefi_core.comfyui.learning.train import train_identity
 from ..sefi_core.comfyui.library import check_saveable_name
@@ -48,7 +50,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             ),
             search_aliases=["train", "learn face", "identity", "textual inversion", "dreambooth"],
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -172,7 +174,14 @@ class SeFiTrainIdentity(io.ComfyNode):
             check_saveable_name(check_name(name))
             if start is not None:
                 check_identity(start)
-            with TrainingProgress(chosen.steps, cls.hidden.unique_id) as progress:
+            context = get_executing_context()
+            with TrainingProgress(
+                chosen.steps,
+                cls.hidden.unique_id,
+                f"<{name}>",
+                workflow_id(cls.hidden.extra_pnginfo),
+                context.prompt_id if context is not None else "",
+            ) as progress:
                 result = train_identity(
                     model[0],
                     clip[0],
@@ -182,12 +191,10 @@ class SeFiTrainIdentity(io.ComfyNode):
                     class_word,
                     chosen,
                     start,
-                    progress.on_step,
-                    progress.on_preview,
+                    watcher=progress,
                 )
-        report = result.report[None]
         losses = {"loss": [step.loss for step in result.history]}
-        return io.NodeOutput(result.identity, losses, report, ui=ui.PreviewImage(report, cls=cls))
+        return io.NodeOutput(result.identity, losses, result.report[None])
 
 
 def _advanced_inputs() -> list[io.Input]:

@@ -293,7 +293,7 @@ def test_progress_and_previews_reach_the_user(models):
     assert told[-1][:2] == (3, 3)
     assert {node_id for *_, node_id in told} == {"7"}
     previews = [(value, preview) for value, _, preview, _ in told if preview is not None]
-    assert [value for value, _ in previews] == [1, 2]
+    assert [value for value, _ in previews] == [1, 2, 3]  # the last is the report's sample
     assert previews[0][1][1].size == (64, 64)
     assert previews[0][1][1].tobytes() != previews[1][1][1].tobytes()  # of the tokens as they are
 

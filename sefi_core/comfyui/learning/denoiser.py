@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,16 +57,18 @@ class ComfyDenoiser:
 
     ``latents`` (N, C, h, w) are what the U-Net is trained on, ``masks`` (N, 1, H, W) the faces in
     them or None, ``captions`` (N) what else each of them shows, ``sides`` (N) how many pixels the
-    side of each was in its photo, which SDXL is told; by default as many as now. ``identity`` says
-    which placeholder stands for which class word. ``checkpointing`` says how it will be used inside
-    :func:`differentiable.differentiable`, and so how much memory to ask for.
+    side of each was in its photo, which SDXL is told; by default as many as now. ``identities`` say
+    which placeholders stand for which class words, and ``people`` (N) who of them each latent
+    shows; by default the first. ``checkpointing`` says how it will be used inside
+    :func:`differentiable.differentiable`, and so how much memory to ask for. ``class_guided`` asks
+    for :attr:`Prediction.background`.
     """
 
     def __init__(
         self,
         model: ModelPatcher,
         clip: CLIP,
-        identity: Identity,
+        identities: Sequence[Identity],
         templates: Sequence[str],
         latents: torch.Tensor,
         masks: torch.Tensor | None,
@@ -75,6 +77,8 @@ class ComfyDenoiser:
         dtype: str = "auto",
         checkpointing: bool = False,
         with_maps: bool = True,
+        people: Sequence[int] | None = None,
+        class_guided: bool = False,
     ) -> None:
         for name, patcher in (("model", model), ("clip", clip.patcher)):
             if patcher.injections:
@@ -84,11 +88,12 @@ class ComfyDenoiser:
                     "or leave that node out"
                 )
         self.model = private_clone(model)
-        self.clip = with_placeholders(clip, [identity])
+        self.clip = with_placeholders(clip, identities)
         # Each encoding asks for it; see load().
         self.clip.load_model = partial(_load_if_needed, self.clip.patcher)
-        self.name = identity.name
-        self.stages = identity.stages
+        self.names = [identity.name for identity in identities]
+        self.people = people or [0] * len(latents)
+        self.class_guided = class_guided
         self.latents, self.masks = latents, masks
         scale = latent_format_of(model).spacial_downscale_ratio
         self.sides = sides or [latents.shape[-1] * scale] * len(latents)
@@ -99,9 +104,10 @@ class ComfyDenoiser:
         captions = captions or [""] * len(latents)
         distinct = list(dict.fromkeys(captions))
         self.captions = [distinct.index(caption) for caption in captions]
-        self.templates = len(templates)
+        self.templates, self.distinct_captions = len(templates), len(distinct)
         self.prompts = [
-            self.clip.tokenize(with_caption(expand_template(template, identity.name), caption))
+            self.clip.tokenize(with_caption(expand_template(template, name), caption))
+            for name in self.names
             for caption in distinct
             for template in templates
         ]
@@ -110,7 +116,7 @@ class ComfyDenoiser:
         self.sampling = base.model_sampling
         self.sigmas = training_sigmas(self.sampling, base.model_config)
         self.layers = representative_layers(base.diffusion_model)
-        self.references: dict[int, torch.Tensor] = {}
+        self.references: dict[int, Encoded] = {}
         self.reference_keys: dict[tuple[int, Block], torch.Tensor] = {}
 
     @property
@@ -135,13 +141,19 @@ class ComfyDenoiser:
         self.room, self.loaded = samples, _loaded_now()
 
     def __call__(self, keys: Vectors, values: Vectors, batch: Batch) -> Prediction:
-        """See :class:`training.Denoiser`."""
-        stages = [stage_of_timestep(t, self.stages) for t in batch.timesteps]
+        """See :class:`loop.Denoiser`: all samples with vectors of the same identity."""
+        count = len(next(iter(keys.values())))
+        stages = [stage_of_timestep(timestep, count) for timestep in batch.timesteps]
+        of_stage = {stage: _rows_of(keys, values, stage) for stage in set(stages)}
+        return self.predict([of_stage[stage] for stage in stages], batch)
+
+    def predict(self, rows: Sequence[Rows], batch: Batch) -> Prediction:
+        """What the U-Net makes of a batch, each sample with token embeddings of its own."""
         prompts = list(map(self._prompt_of, batch.samples, batch.templates))
         # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
-        if self.with_maps:
+        if self.with_maps or self.class_guided:
             self._encode_references(prompts)
-        text = self._texts(keys, values, stages, prompts)
+        text = self._texts(rows, prompts)
         self.load(len(batch.samples))
         device = self.model.load_device
         latents = self.latents[batch.samples].to(device, torch.float32)
@@ -150,13 +162,18 @@ class ComfyDenoiser:
         sigma = self.sigmas[batch.timesteps].to(device, torch.float32)
         noised = self.sampling.noise_scaling(sigma, noise, latents)
         recorder = _Recorder(self, prompts, text.values.to(device, self.dtype), latents.shape[-2])
-        output = self.model.model.diffusion_model(
-            self.sampling.calculate_input(sigma, noised).to(self.dtype),
-            self.sampling.timestep(sigma).float(),
-            control=None,
-            transformer_options=recorder.options(),
-            **self._conditions(text, noised, batch.samples),
-        ).float()
+        output = self._output(text, sigma, noised, batch.samples, recorder.options())
+        background = None
+        if self.class_guided:
+            with torch.no_grad():
+                plain = self._reference_texts(prompts)
+                background = self._output(
+                    plain,
+                    sigma,
+                    noised,
+                    batch.samples,
+                    {"optimized_attention_override": _plain_attention},
+                )
         layers = recorder.pairs
         recorder.pairs = deque(maxlen=0)  # gradient checkpointing would record again
         # The denoised latent is linear in the output, whether that is noise or velocity; the
@@ -170,20 +187,39 @@ class ComfyDenoiser:
             layers=list(layers),
             placeholder=self._placeholders(prompts, text.keys.shape[1]).to(device),
             face=None if self.masks is None else self.masks[batch.samples].to(device),
+            background=background,
         )
+
+    def _output(
+        self,
+        text: _Texts,
+        sigma: torch.Tensor,
+        noised: torch.Tensor,
+        samples: Sequence[int],
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """The U-Net's output (B, C, h, w), float32."""
+        return self.model.model.diffusion_model(
+            self.sampling.calculate_input(sigma, noised).to(self.dtype),
+            self.sampling.timestep(sigma).float(),
+            control=None,
+            transformer_options=options,
+            **self._conditions(text, noised, samples),
+        ).float()
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
         """A layer's keys (1, tokens, channels) of a prompt with the class word, computed once."""
         if (prompt, block) not in self.reference_keys:
             with torch.no_grad():
-                context = self.references[prompt].to(self.model.load_device, self.dtype)
+                context = self.references[prompt][0].to(self.model.load_device, self.dtype)
                 to_k = self.layers[block].get_submodule("to_k")
                 self.reference_keys[prompt, block] = to_k(context)
         return self.reference_keys[prompt, block]
 
     def _prompt_of(self, sample: int, template: int) -> int:
-        """The number of a sample's prompt: captions one after the other, templates in each."""
-        return self.captions[sample] * self.templates + template
+        """The number of a sample's prompt: people, for each the captions, for each templates."""
+        number = self.people[sample] * self.distinct_captions + self.captions[sample]
+        return number * self.templates + template
 
     def _placeholders(self, prompts: Sequence[int], length: int) -> torch.Tensor:
         """1 for the placeholder's tokens of these prompts, (B, length), as contexts are stacked."""
@@ -195,38 +231,30 @@ class ComfyDenoiser:
         """Encode prompts with the class word, those that were not yet."""
         for prompt in prompts:
             if prompt not in self.references:
-                tokens = substitute(self.prompts[prompt], {self.name: None})
-                self.references[prompt], _ = self._encode(tokens)
+                tokens = substitute(self.prompts[prompt], dict.fromkeys(self.names))
+                self.references[prompt] = self._encode(tokens)
 
-    def _texts(
-        self, keys: Vectors, values: Vectors, stages: Sequence[int], numbers: Sequence[int]
-    ) -> _Texts:
-        """What the samples' stages and prompts are encoded to.
+    def _reference_texts(self, prompts: Sequence[int]) -> _Texts:
+        """These prompts with the class word."""
+        encoded = [self.references[prompt] for prompt in prompts]
+        return _texts_of(encoded, encoded)
+
+    def _texts(self, rows: Sequence[Rows], prompts: Sequence[int]) -> _Texts:
+        """What the samples' prompts are encoded to.
 
         Each prompt in a pass of its own, as while sampling, so that each has its pooled output.
         """
-        encoded = [
-            [
-                self._encode(
-                    substitute(
-                        self.prompts[number],
-                        {self.name: {encoder: rows[stage] for encoder, rows in vectors.items()}},
-                    )
-                )
-                for stage, number in zip(stages, numbers, strict=True)
-            ]
-            for vectors in ((keys,) if values is keys else (keys, values))
-        ]
-        contexts = [[context for context, _ in of_role] for of_role in encoded]
-        length = math.lcm(*(context.shape[1] for context in contexts[0]))
-        pooled = [one for _, one in encoded[-1] if one is not None]
-        return _Texts(
-            _stacked(contexts[0], length),
-            _stacked(contexts[-1], length),
-            torch.cat(pooled) if pooled else None,
-        )
+        keys, values = [], []
+        for (key, value), prompt in zip(rows, prompts, strict=True):
+            tokens = self.prompts[prompt]
+            name = self.names[prompt // (self.distinct_captions * self.templates)]
+            keys.append(self._encode(substitute(tokens, {name: key})))
+            values.append(
+                keys[-1] if value is key else self._encode(substitute(tokens, {name: value}))
+            )
+        return _texts_of(keys, values)
 
-    def _encode(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encode(self, tokens: Tokens) -> Encoded:
         """The context (1, tokens, width) and the pooled output (1, width) of a prompt."""
         encoded: Any = self.clip.encode_from_tokens(tokens, return_pooled=True)
         return encoded
@@ -257,6 +285,13 @@ class ComfyDenoiser:
                 made.setdefault(name, []).append(condition.process_cond(1, area=None).cond)
         made["context"] = made.pop("c_crossattn")
         return {name: torch.cat(rows).to(noised.device, self.dtype) for name, rows in made.items()}
+
+
+Rows = tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Token embeddings (vectors, width) of each text encoder for K and for V, in one stage."""
+
+Encoded = tuple[torch.Tensor, torch.Tensor | None]
+"""A prompt's context (1, tokens, width) and its pooled output (1, width), or None."""
 
 
 class _Texts(NamedTuple):
@@ -315,6 +350,24 @@ class _Recorder:
         a_t = key_probabilities(q, k, layer.heads)
         self.pairs.append(MapPair(a_t, a_r, layer.size))
         return attend(attention_probabilities(q, k, layer.heads), v)
+
+
+def _rows_of(keys: Vectors, values: Vectors, stage: int) -> Rows:
+    key = {encoder: rows[stage] for encoder, rows in keys.items()}
+    if values is keys:
+        return key, key
+    return key, {encoder: rows[stage] for encoder, rows in values.items()}
+
+
+def _texts_of(keys: Sequence[Encoded], values: Sequence[Encoded]) -> _Texts:
+    length = math.lcm(*(context.shape[1] for context, _ in keys))
+    pooled = [one for _, one in values if one is not None]
+    stacked = _stacked([context for context, _ in keys], length)
+    return _Texts(
+        stacked,
+        stacked if values is keys else _stacked([context for context, _ in values], length),
+        torch.cat(pooled) if pooled else None,
+    )
 
 
 def _attention_with_gradient(

@@ -42,7 +42,7 @@ def expressions_in(
     phrases = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
     denoiser = ComfyDenoiser(
-        model, clip, identity, prompts, latents, masks, sides=sides, with_maps=False
+        model, clip, [identity], prompts, latents, masks, sides=sides, with_maps=False
     )
     found = []
     for sample in range(len(latents)):

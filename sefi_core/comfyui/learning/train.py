@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import comfy.model_management
@@ -13,7 +14,8 @@ from comfy.sd import CLIP, VAE
 
 from ...errors import SeFiError, quoted
 from ...families import FAMILIES, label_of
-from ...identity.identity import Identity, thumbnail_of
+from ...identity.identity import Identity
+from ...identity.thumbnail import thumbnail_of
 from ...learning.loop import Step, check_diffusers, optimise
 from ...learning.parametrisation import build_parametrisation
 from ...learning.photos import Photo, training_pictures
@@ -27,8 +29,10 @@ from ..clip.tokens import check_clip, token_widths
 from .denoiser import ComfyDenoiser
 from .differentiable import differentiable
 from .expressions import expressions_in
+from .live import LEARNING, LOADING, LOOKING, REPORTING
 from .memory import is_checkpointing
 from .pictures import picture_or_why_not, placeholder_map, sample_picture
+from .progress import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +41,19 @@ HALF_LOSS_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """``report`` is a picture (H, W, 3) in [0, 1]: photo, attention before and after, losses."""
+    """``report`` is a picture (H, W, 3) in [0, 1]: photo, attention before and after, losses.
+
+    ``stopped`` is whether the watcher has ended it before its last step.
+    """
 
     identity: Identity
     history: list[Step]
     report: torch.Tensor
+    stopped: bool = False
+
+
+class _StoppedError(Exception):
+    """The watcher wants what was learned so far."""
 
 
 def train_identity(
@@ -54,16 +66,18 @@ def train_identity(
     settings: TrainingSettings,
     start: Identity | None = None,
     on_step: Callable[[Step], None] | None = None,
-    on_preview: Callable[[torch.Tensor], None] | None = None,
+    watcher: Watcher | None = None,
 ) -> TrainingResult:
     """Learn the per-stage K and V vectors of who is in the photos.
 
     The given models are only read: training works on clones, and leaves no gradient, patch or
     changed weight behind even when it is cancelled. ``start`` is an identity to go on from.
-    ``on_step`` is called after every step and may raise to stop; ``on_preview`` gets a picture
-    (side, side, 3) every ``settings.preview_every`` steps. Raises :class:`SeFiError` for input
-    that cannot be trained with, before any long work.
+    ``on_step`` is called after every step and may raise to stop. ``watcher`` is told of phases,
+    steps and pictures, and may have the training end early: what was learned until then is the
+    result. Raises :class:`SeFiError` for input that cannot be trained with, before any long work.
     """
+    watcher = watcher or Watcher()
+    watcher.phase(LOADING)
     check_diffusers()
     # ComfyUI's samplers seed the global random state, which is not ours to change.
     # With --cpu its CUDA part is not used, and reading it would start CUDA.
@@ -77,13 +91,16 @@ def train_identity(
         if not settings.resolution:
             settings = replace(settings, resolution=FAMILIES[plain.family].resolution)
         pictures, masks, sides = training_pictures(photos, settings.resolution)
+        watcher.picture("photo", pictures[0])
         latents = _encode_pictures(model, vae, pictures)
+        watcher.phase(LOOKING)
         template = settings.templates[0]
         captions = _with_expressions(captions, model, clip, plain, template, latents, masks, sides)
+        watcher.phase(LOADING)
         denoiser = ComfyDenoiser(
             model,
             clip,
-            first,
+            [first],
             settings.templates,
             latents,
             masks,
@@ -122,41 +139,48 @@ def train_identity(
                 thumbnail_of(pictures[0]),
             )
 
+        history: list[Step] = []
+
         def after_step(step: Step) -> None:
+            history.append(step)
             if on_step is not None:
                 on_step(step)
-            if on_preview is not None and _is_due(step.number, settings):
-                on_preview(
-                    picture_or_why_not(
-                        "preview",
-                        lambda: sample_picture(
-                            model, clip, vae, current(), prompt, pictures.shape[1]
-                        ),
-                    )
-                )
+            watcher.step(step)
+            if watcher.stopping() and step.number < settings.steps:
+                raise _StoppedError
+            if _is_due(step.number, settings):
+                watcher.picture("preview", picture_or_why_not("preview", draw_sample))
+
+        def draw_sample() -> torch.Tensor:
+            return sample_picture(model, clip, vae, current(history), prompt, pictures.shape[1])
 
         modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=denoiser.checkpointing):
+            watcher.phase(LOOKING)
             before = placeholder_map(denoiser, *parameters())
+            watcher.phase(LEARNING)
             scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
-            history = optimise(parameters, denoiser, settings, after_step, scale)
+            with suppress(_StoppedError):
+                optimise(parameters, denoiser, settings, after_step, scale)
         identity = current(history)
 
         def draw() -> torch.Tensor:
             with differentiable(*modules):
                 after = placeholder_map(denoiser, *parameters())
             # Outside of it, where sampling takes no more memory than ever.
-            sample = sample_picture(model, clip, vae, identity, prompt, pictures.shape[1])
+            sample = draw_sample()
+            watcher.picture("preview", sample)
             return training_report(
                 history, pictures[0], before, after, sample, identity.placeholder, captions[0]
             )
 
         try:
+            watcher.phase(REPORTING)
             report = picture_or_why_not("report", draw)
         except comfy.model_management.InterruptProcessingException:
             comfy.model_management.interrupt_current_processing()  # nothing after the training
             report = text_picture("The report was cancelled.")
-    return TrainingResult(identity, history, report)
+    return TrainingResult(identity, history, report, len(history) < settings.steps)
 
 
 def _class_word_identity(
