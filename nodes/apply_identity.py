@@ -35,7 +35,23 @@ class SeFiApplyIdentity(io.ComfyNode):
                 "Prompts without the placeholder are not changed. Chain several of these nodes for "
                 "several people; applying a second identity of the same name replaces the first."
             ),
-            search_aliases=["apply identity", "load face", "identity", "person", "face", "lora"],
+            search_aliases=[
+                "apply identity",
+                "identity",
+                "person",
+                "face",
+                "portrait",
+                "character",
+                "consistent character",
+                "likeness",
+                "lora",
+                "embedding",
+                "ipadapter",
+                "instantid",
+                "pulid",
+                "photomaker",
+                "faceid",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
                 io.Clip.Input("clip", tooltip="The CLIP that encodes the prompts."),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..sefi_core.comfyui import library
+from ..sefi_core.comfyui import library, notices
 from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.identity.identity import Identity
+from ..sefi_core.identity.thumbnail import picture_in
 from .types import CATEGORY, SEFI_IDENTITY, TEXT, check_identity, check_input
 
 _saved: set[tuple[str, str, Path]] = set()
@@ -32,7 +33,14 @@ class SeFiSaveIdentity(io.ComfyNode):
                 "Saves a learned identity as one small safetensors file in models/sefi. Another "
                 "identity is never overwritten unless you ask for it."
             ),
-            search_aliases=["save identity", "save face", "export identity"],
+            search_aliases=[
+                "save identity",
+                "save face",
+                "export identity",
+                "save character",
+                "save lora",
+                "embedding",
+            ],
             inputs=[
                 SEFI_IDENTITY.Input("identity", tooltip="The identity to save."),
                 io.String.Input(
@@ -99,7 +107,9 @@ class SeFiSaveIdentity(io.ComfyNode):
             check_input("file_name", file_name, TEXT)
             path = library.save_identity(identity, file_name, if_exists)
         _saved.add((file_name, if_exists, path))
-        return io.NodeOutput(identity, ui=ui.PreviewText(f"{identity.placeholder}: {path}"))
+        told = library.how_to_use(identity, path)
+        notices.say(told)
+        return io.NodeOutput(identity, ui=ui.PreviewText(told))
 
 
 class SeFiLoadIdentity(io.ComfyNode):
@@ -112,7 +122,15 @@ class SeFiLoadIdentity(io.ComfyNode):
             display_name="SeFi Load Identity",
             category=CATEGORY,
             description="Loads an identity that SeFi Save Identity has put into models/sefi.",
-            search_aliases=["load identity", "load face", "import identity"],
+            search_aliases=[
+                "load identity",
+                "load face",
+                "import identity",
+                "load character",
+                "consistent character",
+                "lora loader",
+                "embedding",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -138,7 +156,9 @@ class SeFiLoadIdentity(io.ComfyNode):
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         """Check the file before the graph runs. A linked one is None here.
 
-        ComfyUI marks every input that this takes, whichever is at fault; so it takes no name.
+        ComfyUI marks every input that this takes, whichever is at fault, and checks a list itself
+        (without our sentences, or a way to spell a name) if this does not take it. So it takes no
+        name.
         """
         try:
             if file is not None:
@@ -163,5 +183,5 @@ class SeFiLoadIdentity(io.ComfyNode):
                 identity = identity.renamed(name)
         if identity.thumbnail is None:
             return io.NodeOutput(identity)
-        picture = identity.thumbnail[None].float() / 255
+        picture = picture_in(identity.thumbnail)[None].float() / 255
         return io.NodeOutput(identity, ui=ui.PreviewImage(picture, cls=cls))

@@ -160,6 +160,22 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
     raise AssertionError("the numbers never end")
 
 
+def how_to_use(identity: Identity, path: Path) -> str:
+    """Which file :func:`save_identity` has written, and what to write in prompts.
+
+    A file of another name, such as that of a second ``<anna>``, still has the identity's own
+    placeholder.
+    """
+    placeholder = identity.placeholder
+    told = f"Saved as {path.relative_to(_save_folder()).as_posix()}. Write {placeholder} in prompts"
+    if unicodedata.normalize("NFC", path.stem) == identity.name:
+        return f"{told}."
+    return (
+        f"{told}, not <{path.stem}>. To use it together with another {placeholder}, set name in "
+        "SeFi Load Identity."
+    )
+
+
 def _save_folder() -> Path:
     return Path(folder_paths.get_folder_paths(FOLDER)[0])
 

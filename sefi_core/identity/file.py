@@ -1,20 +1,20 @@
-"""The identity's file: one safetensors file, of about 15 KB for one stage of Stable Diffusion 1.x
-and 6 KB more for each further one.
+"""The identity's file: one safetensors file, of about 50 KB for one stage of Stable Diffusion 1.x
+and 6 KB more for each further one; the thumbnail is 40 KB of it.
 
 - tensors ``keys.<encoder>`` and ``values.<encoder>``, float32, (stages, vectors, width);
-- optional tensor ``thumbnail``, the bytes of a PNG picture as uint8;
 - metadata, all strings: ``format``, ``format_version``, ``name``, ``class_word``, ``family``,
-  ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON) and ``checksum``, the SHA-256 of
-  all other metadata and all tensors. The checksum is the same in every format version. Without
-  ``kind`` the file is of the kind "tokens", the first there was.
+  ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON), what :mod:`.modelspec` shows to
+  others, and ``checksum``, the SHA-256 of all other metadata and all tensors. The checksum is the
+  same in every format version. Without ``kind`` the file is of the kind "tokens", the first there
+  was.
 
-The same identity always gives the same bytes.
+Version 1 had no metadata for others, and the thumbnail as a tensor ``thumbnail``, the bytes of a
+PNG as uint8. It is read, and written no more. The same identity always gives the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -23,22 +23,19 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from PIL import Image
 
 from ..errors import SeFiError, quoted
-from ..images import rgb_tensor
 from .content import MAX_FILE_BYTES, read_content
-from .identity import MAX_THUMBNAIL_SIDE, Identity
+from .identity import Identity
+from .modelspec import FREE_TEXTS, shown_metadata, shown_thumbnail
 
 FORMAT = "sefi-identity"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MAX_HEADER_BYTES = 2**20
-"""Of the safetensors header: all metadata, and the names and shapes of the tensors."""
-
-MAX_THUMBNAIL_BYTES = 2**20
-"""Of the PNG, several times what its pixels need."""
+"""Of the safetensors header: all metadata, and the names and shapes of the tensors. ComfyUI's own
+/view_metadata reads no more."""
 
 MAX_VERSION_DIGITS = 9
 
@@ -137,7 +134,7 @@ def from_bytes(content: bytes, path: Path) -> Identity:
         raise _damaged(path, str(error)) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, "its metadata or its tensors are incomplete") from error
-    if _metadata(identity) != metadata:
+    if not _describes(metadata, identity):
         raise _damaged(path, "its metadata does not describe its tensors")
     return identity
 
@@ -168,6 +165,11 @@ def _is_number(text: str) -> bool:
 
 def _metadata(identity: Identity) -> dict[str, str]:
     """All of the file's metadata but the checksum."""
+    return _own_metadata(identity) | shown_metadata(identity)
+
+
+def _own_metadata(identity: Identity) -> dict[str, str]:
+    """What the pack itself reads."""
     return {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -183,41 +185,40 @@ def _metadata(identity: Identity) -> dict[str, str]:
 
 def _tensors(identity: Identity) -> dict[str, torch.Tensor]:
     tensors = {f"keys.{encoder}": tensor for encoder, tensor in identity.key_vectors.items()}
-    tensors |= {f"values.{encoder}": tensor for encoder, tensor in identity.value_vectors.items()}
-    if identity.thumbnail is not None:
-        png = io.BytesIO()
-        Image.fromarray(identity.thumbnail.numpy()).save(png, "PNG", optimize=True)
-        tensors["thumbnail"] = torch.frombuffer(bytearray(png.getvalue()), dtype=torch.uint8)
-    return tensors
+    return tensors | {f"values.{name}": tensor for name, tensor in identity.value_vectors.items()}
 
 
 def _parse(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Identity:
+    thumbnail = shown_thumbnail(metadata)
+    if _is_old(metadata) and "thumbnail" in tensors:
+        thumbnail = tensors["thumbnail"].numpy().tobytes()
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "thumbnail"}
     roles: dict[str, dict[str, torch.Tensor]] = {"keys": {}, "values": {}}
     for name, tensor in tensors.items():
-        if name != "thumbnail":
-            role, _, encoder = name.partition(".")
-            roles[role][encoder] = tensor
+        role, _, encoder = name.partition(".")
+        roles[role][encoder] = tensor
     return Identity(
         name=metadata["name"],
         class_word=metadata["class_word"],
         family=metadata["family"],
         training=json.loads(metadata["training"]),
-        thumbnail=_decode_png(tensors["thumbnail"]) if "thumbnail" in tensors else None,
+        thumbnail=thumbnail,
         key_vectors=roles["keys"],
         value_vectors=roles["values"],
     )
 
 
-def _decode_png(data: torch.Tensor) -> torch.Tensor:
-    if data.nbytes > MAX_THUMBNAIL_BYTES:
-        raise SeFiError(f"its thumbnail has more than {MAX_THUMBNAIL_BYTES // 2**20} MiB")
-    try:
-        with Image.open(io.BytesIO(data.numpy().tobytes()), formats=["PNG"]) as picture:
-            if max(picture.size) > MAX_THUMBNAIL_SIDE:
-                raise ValueError(f"{picture.size} pixels")
-            return rgb_tensor(picture.convert("RGB"))
-    except Exception as error:  # Pillow raises a dozen kinds for chunks that lie
-        raise SeFiError("its thumbnail is no small PNG picture") from error
+def _is_old(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("format_version") == "1"
+
+
+def _describes(metadata: Mapping[str, str], identity: Identity) -> bool:
+    """Whether all metadata is what the identity's file would have, but for texts for people."""
+    if _is_old(metadata):
+        return metadata == _own_metadata(identity) | {"format_version": "1"}
+    free = {name: metadata[name] for name in FREE_TEXTS if name in metadata}
+    ours = _metadata(identity)
+    return metadata.keys() == ours.keys() and metadata == ours | free
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from PIL import Image
 
 from ..errors import SeFiError, quoted
 from ..families import label_of
-from ..images import pixels_of, rgb_tensor
 from ..text.placeholders import check_class_word, check_name, placeholder_of
+from .thumbnail import picture_in
 
 MAX_VECTORS = 75
 """A prompt chunk of CLIP has room for 75 tokens, and the placeholder must fit into one."""
@@ -26,9 +25,6 @@ MAX_WIDTH = 8192
 
 MAX_NESTING = 20
 """How deep the lists and dicts of the training settings may nest."""
-
-THUMBNAIL_SIDE = 64
-MAX_THUMBNAIL_SIDE = 256
 
 _TOKEN = re.compile(r"\w+")
 
@@ -56,8 +52,8 @@ class Identity:
     """The same for V prompts."""
     training: dict[str, object] = field(default_factory=dict)
     """JSON-able settings that it was trained with."""
-    thumbnail: torch.Tensor | None = None
-    """(height, width, 3) uint8, at most ``MAX_THUMBNAIL_SIDE`` a side."""
+    thumbnail: bytes | None = None
+    """A small JPEG or PNG file, as :func:`.thumbnail.thumbnail_of` makes it."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen
@@ -90,7 +86,7 @@ class Identity:
             ) from error
         set_field(self, "training", training)
         if self.thumbnail is not None:
-            set_field(self, "thumbnail", _private_thumbnail(self.thumbnail))
+            picture_in(self.thumbnail)
 
     @property
     def placeholder(self) -> str:
@@ -121,11 +117,10 @@ class Identity:
         return (
             all(
                 getattr(self, name) == getattr(other, name)
-                for name in ("name", "class_word", "family", "training")
+                for name in ("name", "class_word", "family", "training", "thumbnail")
             )
             and _equal(self.key_vectors, other.key_vectors)
             and _equal(self.value_vectors, other.value_vectors)
-            and _equal({"": self.thumbnail}, {"": other.thumbnail})
         )
 
     def check_fits(self, family: str, widths: Mapping[str, int]) -> None:
@@ -140,17 +135,6 @@ class Identity:
             f"and does not fit this model, {_describe(family, widths)}: load a checkpoint of its "
             "own kind, or train the identity again on this one"
         )
-
-
-def thumbnail_of(image: torch.Tensor) -> torch.Tensor:
-    """A thumbnail, uint8 and at most ``THUMBNAIL_SIDE`` pixels a side, of a picture.
-
-    ``image`` is (height, width, channels >= 3) with values 0 to 1, as one picture of a ComfyUI
-    IMAGE; the aspect ratio is kept.
-    """
-    picture = Image.fromarray(pixels_of(image[..., :3].detach()).numpy())
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    return rgb_tensor(picture)
 
 
 def _private_embeddings(
@@ -193,18 +177,6 @@ def _private_embeddings(
     return copies
 
 
-def _private_thumbnail(thumbnail: torch.Tensor) -> torch.Tensor:
-    height, width, channels = thumbnail.shape if thumbnail.ndim == 3 else (0, 0, 0)
-    fits = channels == 3 and 0 < min(height, width) and max(height, width) <= MAX_THUMBNAIL_SIDE
-    if not fits or thumbnail.dtype != torch.uint8:
-        raise SeFiError(
-            f"the thumbnail has shape {tuple(thumbnail.shape)} and type {thumbnail.dtype} where "
-            f"(height, width, 3) of uint8 with at most {MAX_THUMBNAIL_SIDE} a side is needed"
-        )
-    with torch.inference_mode(False):
-        return thumbnail.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-
-
 def _nests_deeper(value: object, levels: int) -> bool:
     """Whether dicts and lists nest deeper than ``levels``."""
     if not isinstance(value, (dict, list)):
@@ -222,13 +194,8 @@ def _describe(family: str, widths: Mapping[str, int]) -> str:
     return f"{label_of(family)} (token embeddings: {encoders})"
 
 
-def _equal(
-    first: Mapping[str, torch.Tensor | None], second: Mapping[str, torch.Tensor | None]
-) -> bool:
-    """Whether two dicts of tensors or None agree in keys, shapes and every value."""
-    if first.keys() != second.keys():
-        return False
-    return all(
-        one is other if one is None or other is None else torch.equal(one, other)
-        for one, other in ((first[key], second[key]) for key in first)
+def _equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two dicts of tensors agree in keys, shapes and every value."""
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[key]) for key, tensor in first.items()
     )

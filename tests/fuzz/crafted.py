@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from ...sefi_core.identity import file as identity_file
 from ...sefi_core.identity.file import to_bytes
 from ...sefi_core.identity.identity import Identity
+from ...sefi_core.identity.modelspec import THUMBNAIL
+from ...sefi_core.identity.thumbnail import thumbnail_of
 from . import pictures
 
 TEXTS = (
@@ -86,7 +89,7 @@ def identity(chance: random.Random) -> Identity:
         {name: torch.randn(stages, vectors, w, generator=generator) for name, w in widths.items()}
         for _ in "kv"
     )
-    face = chance.choice([None, torch.full((chance.randint(1, 64), 9, 3), 7, dtype=torch.uint8)])
+    face = chance.choice([None, thumbnail_of(torch.full((chance.randint(1, 64), 9, 3), 0.1))])
     training = {"steps": 3, "templates": ["a photo of <name>"], "note": "ü"}
     return Identity("anna", "person", "sd1", keys, values, training, face)
 
@@ -256,24 +259,31 @@ def doubled_keys(made: Made, chance: random.Random) -> None:
 def thumbnail(made: Made, chance: random.Random) -> None:
     """A picture that is none, or not the picture that it says it is."""
     content = pictures.crafted(chance)
-    start = len(made.data)
+    if chance.random() < 0.5:
+        encoded = base64.b64encode(content).decode()
+        kind = chance.choice(["image/png", "image/png", "image/jpeg", "text/html", ""])
+        made.metadata[THUMBNAIL] = f"data:{kind};base64,{encoded}"
+        made.metadata["ssmd_cover_images"] = json.dumps([encoded])
+        return
+    become_old(made, chance)
+    begin = len(made.data)
     made.data += content
-    old = made.header.pop("thumbnail", None)
-    if isinstance(old, dict) and isinstance(old.get("data_offsets"), list):
-        made.header["keys.x"] = old  # its bytes must belong to somebody
-        with suppress(Exception):
-            begin, end = old["data_offsets"]
-            if end == start:
-                del made.data[begin:end], made.header["keys.x"]
-                start = begin
-    made.header["thumbnail"] = {"dtype": "U8", "shape": [len(content)],
-                                "data_offsets": [start, len(made.data)]}  # fmt: skip
+    offsets = [begin, len(made.data)]
+    made.header["thumbnail"] = {"dtype": "U8", "shape": [len(content)], "data_offsets": offsets}
+
+
+def become_old(made: Made, chance: random.Random) -> None:
+    """A file of format version 1, or a mixture of the two."""
+    made.metadata["format_version"] = "1"
+    if chance.random() < 0.9:
+        for name in [name for name in made.metadata if name.startswith(("modelspec", "ssmd"))]:
+            del made.metadata[name]
 
 
 FAULTS = (
     metadata_text, metadata_swap, metadata_key, metadata_value, metadata_json, training, dtype,
     shape, offsets, entry, added_tensor, numbers, numbers, data_bytes, header_text, doubled_keys,
-    thumbnail, thumbnail, thumbnail,
+    become_old, thumbnail, thumbnail, thumbnail,
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from ...sefi_core.errors import SeFiError
 from ...sefi_core.identity.file import from_bytes, to_bytes
 from ...sefi_core.identity.identity import Identity
+from ...sefi_core.identity.thumbnail import picture_in
 from .crafted import crafted
 
 NAME = "files"
@@ -45,7 +46,7 @@ def assert_sound(found: Identity) -> None:
         assert vectors.dtype == torch.float32 and vectors.ndim == 3 and vectors.numel() > 0
         assert torch.isfinite(vectors).all() and vectors.is_contiguous()
     if found.thumbnail is not None:
-        picture = found.thumbnail
+        picture = picture_in(found.thumbnail)
         assert picture.dtype == torch.uint8 and picture.ndim == 3 and max(picture.shape) <= 256
         Image.fromarray(picture.numpy()).save(io.BytesIO(), "PNG")
     again = from_bytes(to_bytes(found), PATH)

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import os
 import random
-import re
 import struct
 import zlib
 
@@ -15,7 +14,6 @@ from sefi_ide.sefi_core.identity import file as identity_file
 from sefi_ide.sefi_core.identity.content import MAX_FILE_BYTES
 from sefi_ide.sefi_core.identity.file import (
     MAX_HEADER_BYTES,
-    MAX_THUMBNAIL_BYTES,
     from_bytes,
     read_identity,
     to_bytes,
@@ -23,32 +21,25 @@ from sefi_ide.sefi_core.identity.file import (
 from sefi_ide.sefi_core.identity.identity import (
     MAX_ENCODERS,
     MAX_STAGES,
-    MAX_THUMBNAIL_SIDE,
     MAX_WIDTH,
-    Identity,
+)
+from sefi_ide.sefi_core.identity.thumbnail import (
+    MAX_THUMBNAIL_BYTES,
+    THUMBNAIL_SIDE,
+    picture_in,
     thumbnail_of,
 )
 
-
-def make_identity(widths=None, stages=5, vectors=1, seed=0, **changes) -> Identity:
-    generator = torch.Generator().manual_seed(seed)
-
-    def embeddings():
-        return {
-            encoder: torch.randn(stages, vectors, width, generator=generator)
-            for encoder, width in (widths or {"l": 768}).items()
-        }
-
-    fields = {
-        "name": "anna",
-        "class_word": "person",
-        "family": "sd1",
-        "key_vectors": embeddings(),
-        "value_vectors": embeddings(),
-        "training": {"steps": 200, "learning_rate": 5e-3, "templates": ["a photo of <name>"]},
-        "thumbnail": torch.randint(0, 256, (64, 48, 3), generator=generator, dtype=torch.uint8),
-    }
-    return Identity(**fields | changes)
+from .made_files import (
+    PICTURE,
+    assert_one_clear_sentence,
+    make_identity,
+    old_parts_of,
+    parts_of,
+    png_of,
+    sealed,
+    with_face,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,26 +62,6 @@ def write(tmp_path):
     return write
 
 
-def parts_of(identity: Identity):
-    """Tensors and metadata of its file, to be tampered with."""
-    tensors = safetensors.torch.load(to_bytes(identity))
-    return tensors, identity_file._metadata(identity)
-
-
-def sealed(tensors, metadata):
-    """With a checksum that is right, so that only the other checks can object."""
-    checksum = identity_file._checksum(metadata, tensors)
-    return safetensors.torch.save(tensors, metadata | {"checksum": checksum})
-
-
-def assert_one_clear_sentence(error, path):
-    message = str(error)
-    assert str(path) in message
-    assert "\n" not in message and ". " not in message.replace(str(path), "")
-    assert ":" in message  # what is wrong: what to do
-    assert re.search(r"\b(copy|train|choose|update|load|save)\b", message)
-
-
 class TestRoundTrip:
     @pytest.mark.parametrize(
         "changes",
@@ -99,6 +70,7 @@ class TestRoundTrip:
             {"widths": {"l": 768, "g": 1280}, "family": "sdxl", "vectors": 3, "stages": 7},
             {"thumbnail": None, "training": {}},
             {"name": "José", "class_word": "old man", "training": {"note": "naïve \x07 “quote”"}},
+            {"thumbnail": png_of(PICTURE)},
         ],
     )
     def test_what_is_written_is_read(self, write, changes):
@@ -110,8 +82,7 @@ class TestRoundTrip:
             ours, theirs = getattr(identity, role), getattr(loaded, role)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[encoder], theirs[encoder]) for encoder in ours)
-        if identity.thumbnail is not None:
-            assert torch.equal(loaded.thumbnail, identity.thumbnail)
+        assert loaded.thumbnail == identity.thumbnail
         assert loaded.same_content(identity)
 
     def test_the_file_is_small_and_says_what_it_is(self, write):
@@ -119,9 +90,9 @@ class TestRoundTrip:
         assert len(content) < 50_000
         with safe_open(write(content), framework="np") as file:
             metadata = file.metadata()
-            assert set(file.keys()) == {"keys.l", "values.l", "thumbnail"}
+            assert set(file.keys()) == {"keys.l", "values.l"}
         assert metadata["format"] == "sefi-identity"
-        assert metadata["format_version"] == "1"
+        assert metadata["format_version"] == "2"
         assert json.loads(metadata["widths"]) == {"l": 768}
         assert (metadata["stages"], metadata["vectors"]) == ("5", "1")
         assert json.loads(metadata["training"])["steps"] == 200
@@ -182,14 +153,14 @@ class TestRoundTrip:
             {"value_vectors": changed},
             {"training": {}},
             {"thumbnail": None},
-            {"thumbnail": identity.thumbnail ^ 1},
+            {"thumbnail": png_of(PICTURE)},
         ):
             assert not identity.same_content(dataclasses.replace(identity, **changes)), changes
 
 
 class TestDamage:
     def test_no_flipped_bit_goes_unseen(self, write):
-        content = to_bytes(make_identity(widths={"l": 24}))
+        content = to_bytes(make_identity(widths={"l": 24}, thumbnail=png_of(PICTURE[:1, :1])))
         header = 8 + int.from_bytes(content[:8], "little")
         positions = list(range(header * 8))  # every bit of the header: metadata, names, shapes
         positions += random.Random(0).sample(range(header * 8, len(content) * 8), 400)
@@ -337,7 +308,7 @@ class TestForeignFiles:
             with pytest.raises(SeFiError, match="no SeFi identity"):
                 read_identity(write(content))
 
-    @pytest.mark.parametrize("version", ["2", "10"])
+    @pytest.mark.parametrize("version", ["3", "10"])
     def test_newer_format_version(self, write, version):
         tensors, metadata = parts_of(make_identity())
         tensors["future"] = torch.ones(1)
@@ -374,9 +345,7 @@ class TestCraftedFiles:
             {"surprise": torch.ones(3)},
             {"keys.l": None},
             {"keys.l": None, "values.l": None},
-            {"thumbnail": torch.zeros(10, dtype=torch.uint8)},
-            {"thumbnail": torch.zeros(3)},
-            {"thumbnail": torch.zeros(MAX_THUMBNAIL_BYTES + 1, dtype=torch.uint8)},
+            {"thumbnail": torch.zeros(10, dtype=torch.uint8)},  # as format 1 has it
             {"keys.l": torch.ones(101, 1, 4), "values.l": torch.ones(101, 1, 4)},
             {"keys.l": torch.ones(1, 1, 8193), "values.l": torch.ones(1, 1, 8193)},
             {f"{role}.{e}": torch.ones(5, 1, 4) for role in ("keys", "values") for e in "abcd"},
@@ -417,6 +386,21 @@ class TestCraftedFiles:
             {"format_version": "one"},
             {"format_version": None},
             {"author": "somebody"},
+            {"modelspec.author": "somebody"},
+            {"modelspec.title": None},
+            {"modelspec.trigger_phrase": "<bob>"},
+            {"modelspec.trigger_phrase": None},
+            {"modelspec.thumbnail": None},
+            {"ssmd_cover_images": None},
+            {"ssmd_cover_images": "[]"},
+            {"modelspec.thumbnail": "https://example.com/anna.jpg"},
+            with_face(b""),
+            with_face(b"<svg onload='alert(1)'>"),
+            with_face(png_of(torch.ones(THUMBNAIL_SIDE + 1, 1, 3))),
+            with_face(png_of(PICTURE) + bytes(MAX_THUMBNAIL_BYTES)),
+            with_face(png_of(PICTURE))
+            | {"modelspec.thumbnail": with_face(thumbnail_of(PICTURE))["modelspec.thumbnail"]},
+            {"modelspec.thumbnail": with_face(png_of(PICTURE))["modelspec.thumbnail"] + "\n"},
         ],
     )
     def test_bad_metadata(self, write, change):
@@ -427,26 +411,30 @@ class TestCraftedFiles:
             read_identity(path)
         assert_one_clear_sentence(caught.value, path)
 
+    @pytest.mark.parametrize("old", [False, True])
     @pytest.mark.parametrize(
         "kind", [b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"acTL", b"fcTL"]
     )
     @pytest.mark.parametrize("data", [b"", b"\0", b"\0" * 5, b"\xff" * 26, b"a\0\0", b"a\0\1x"])
     @pytest.mark.parametrize("place", [33, -12])  # behind the first chunk, before the last one
     @pytest.mark.filterwarnings("ignore:Invalid APNG")
-    def test_thumbnails_with_chunks_that_lie(self, write, place, kind, data):
+    def test_thumbnails_with_chunks_that_lie(self, write, place, kind, data, old):
         """Either there is a picture, or a sentence: nothing else comes out."""
-        tensors, metadata = parts_of(make_identity())
-        png = bytes(tensors["thumbnail"].tolist())
+        png = png_of(PICTURE)
         chunk = (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
         content = bytearray(png[:place] + chunk + png[place:])
-        tensors["thumbnail"] = torch.frombuffer(content, dtype=torch.uint8)
+        tensors, metadata = (old_parts_of if old else parts_of)(make_identity())
+        if old:
+            tensors["thumbnail"] = torch.frombuffer(content, dtype=torch.uint8)
+        else:
+            metadata |= with_face(bytes(content))
         path = write(sealed(tensors, metadata))
         try:
-            assert read_identity(path).thumbnail.shape == (64, 48, 3)
+            assert picture_in(read_identity(path).thumbnail).shape == (64, 48, 3)
         except SeFiError as error:
-            assert "its thumbnail is no small PNG picture" in str(error)
+            assert "its thumbnail is no small JPEG or PNG picture" in str(error)
             assert_one_clear_sentence(error, path)
 
     def test_headers_that_lie(self, write):
@@ -488,33 +476,6 @@ class TestFit:
     def test_other_models_do_not(self, family, widths):
         with pytest.raises(SeFiError, match="<anna> was learned on SD 1.x .* load a checkpoint"):
             make_identity().check_fits(family, widths)
-
-
-class TestThumbnail:
-    def test_large_pictures_are_made_small_and_keep_their_aspect(self):
-        picture = torch.zeros(300, 600, 3)
-        picture[:, 300:] = torch.tensor([1.0, 0.5, 2.0])
-        thumbnail = thumbnail_of(picture)
-        assert thumbnail.shape == (32, 64, 3) and thumbnail.dtype == torch.uint8
-        assert thumbnail[16, 4].tolist() == [0, 0, 0]
-        assert thumbnail[16, 60].tolist() == [255, 128, 255]
-
-    def test_small_pictures_and_alpha(self):
-        assert thumbnail_of(torch.ones(1, 7, 4)).shape == (1, 7, 3)
-        assert thumbnail_of(torch.ones(2000, 1, 3)).shape == (64, 1, 3)
-
-    @pytest.mark.parametrize(
-        "thumbnail",
-        [
-            torch.zeros(4, 4, 3),
-            torch.zeros(4, 4, dtype=torch.uint8),
-            torch.zeros(4, 4, 4, dtype=torch.uint8),
-            torch.zeros(MAX_THUMBNAIL_SIDE + 1, 4, 3, dtype=torch.uint8),
-        ],
-    )
-    def test_other_shapes_are_refused(self, thumbnail):
-        with pytest.raises(SeFiError, match="thumbnail"):
-            make_identity(thumbnail=thumbnail)
 
 
 def test_settings_that_are_no_json_are_refused():

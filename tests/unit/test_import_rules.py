@@ -25,7 +25,7 @@ ROOMS = (
     {"methods"},
     {"clip"},
     {"unet"},
-    {"base_model"},
+    {"base_model", "notices"},
 )
 """Of the bridge, ``sefi_core/comfyui``: each imports of itself and of later rows only."""
 

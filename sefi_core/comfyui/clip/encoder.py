@@ -34,6 +34,7 @@ from .tokens import (
     substitute,
     with_placeholders,
 )
+from .unknown import tell_unknown_placeholders
 
 Role = Literal["key", "value"]
 
@@ -195,10 +196,11 @@ class IdentityCLIP(CLIP):
         return clone
 
     def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> Tokens:
-        """Tokens whose placeholders are marked."""
+        """Tokens whose placeholders are marked. The node that asks is told of unknown ones."""
         tokens = super().tokenize(text, return_word_ids, **kwargs)
         if identities := applied_to(self):
             identities.remember(tokens)
+            tell_unknown_placeholders(self, text)
         return tokens
 
     def encode_from_tokens(

@@ -188,6 +188,17 @@ def with_placeholders(clip: CLIP, identities: Sequence[Identity]) -> CLIP:
     return clone
 
 
+def known_names(clip: CLIP) -> set[str]:
+    """The names of the identities whose placeholders a CLIP marks."""
+    inner = (tokenizer.tokenizer for tokenizer in _tokenizers(clip.tokenizer).values())
+    return {
+        name
+        for tokenizer in inner
+        if isinstance(tokenizer, PlaceholderTokenizer)
+        for name in tokenizer.placeholders
+    }
+
+
 def placeholders_in(tokens: Tokens) -> set[str]:
     """The names of the identities whose placeholders are among the tokens."""
     items = (item for chunks in tokens.values() for item in items_of(chunks))
