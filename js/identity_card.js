@@ -1,0 +1,190 @@
+/** The card on SeFi Load Identity: whom the chosen file holds, before anything is run. */
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { element, face, loadStyles } from "./lib/elements.js"
+import { valueOf } from "./lib/graph.js"
+import { appliersOf, checkpointOf, placeOf } from "./lib/identities.js"
+import { FAMILIES, identityFiles, identityOf, metadataOf } from "./lib/library.js"
+
+const NODE = "SeFiLoadIdentity"
+const HEIGHT = 108
+const COPIED_MILLISECONDS = 1500
+
+/** How checkpoints name their architecture (modelspec, and kohya's trainers). */
+const ARCHITECTURES = [
+    [/^(stable-diffusion-v1|sd_v1)/, "sd1"],
+    [/^(stable-diffusion-v2|sd_v2)/, "sd2"],
+    [/^(stable-diffusion-xl(?!.*refiner)|sdxl_base)/, "sdxl"],
+]
+
+const cards = new Map()
+
+/** Put the card on a node; it follows the node's widgets from then on. */
+function addCard(node) {
+    loadStyles()
+    const card = element("div", { className: "sefi-card" })
+    const widget = node.addDOMWidget("identity_card", "sefi_identity_card", card, {
+        serialize: false,
+        hideOnZoom: false,
+        getMinHeight: () => HEIGHT,
+        getMaxHeight: () => HEIGHT,
+        getValue: () => "",
+    })
+    widget.serialize = false // not among the saved values of the widgets
+    cards.set(node, { card, asked: 0, shown: "" })
+    for (const name of ["file", "name"]) {
+        const input = node.widgets.find((one) => one.name === name)
+        const { callback } = input ?? {}
+        if (input)
+            input.callback = function (...values) {
+                const result = callback?.apply(this, values)
+                void update(node)
+                return result
+            }
+    }
+    const { onRemoved } = node
+    node.onRemoved = function (...values) {
+        cards.delete(node)
+        return onRemoved?.apply(this, values)
+    }
+    makeRoom(node)
+    void update(node)
+}
+
+/** A classic node does not grow by itself for what is added to it; Nodes 2.0 do. */
+function makeRoom(node) {
+    const [width, height] = node.size
+    const needed = node.computeSize()[1]
+    if (!LiteGraph.vueNodesMode && height < needed) node.setSize([width, needed])
+}
+
+function updateAll() {
+    for (const node of cards.keys()) void update(node)
+}
+
+/** Draw a node's card anew if what it shows has changed. */
+async function update(node) {
+    const state = cards.get(node)
+    if (!state) return
+    const asked = ++state.asked
+    await Promise.resolve() // a node that is being loaded has its values in a moment
+    const place = placeOf(node) ?? { node, hosts: [] }
+    const [file, name] = [valueOf(place, "file"), valueOf(place, "name")]
+    const identity = typeof file === "string" && file ? await identityOf(file) : null
+    const renamed = identity && name ? { ...identity, placeholder: `<${name}>` } : identity
+    const warning = identity ? await mismatchOf(node, identity.family) : ""
+    // Answers come in any order, and only the newest question counts.
+    if (asked !== state.asked) return
+    const shown = JSON.stringify([file, renamed, warning])
+    if (shown === state.shown) return
+    state.shown = shown
+    state.card.replaceChildren(...(renamed ? drawn(renamed, warning) : nobody(file)))
+}
+
+/** What does not fit between an identity and the checkpoints that it is applied to; "" if nothing. */
+async function mismatchOf(node, family) {
+    for (const place of appliersOf(node)) {
+        const checkpoint = checkpointOf(place)
+        const metadata = checkpoint && (await metadataOf(checkpoint.folder, checkpoint.file))
+        const said = metadata?.["modelspec.architecture"] ?? metadata?.ss_base_model_version
+        const [, found] = ARCHITECTURES.find(([pattern]) => pattern.test(said ?? "")) ?? []
+        if (found && found !== family)
+            return `Learned on ${labelOf(family)}, but ${checkpoint.file} is ${labelOf(found)}`
+    }
+    return ""
+}
+
+function labelOf(family) {
+    return Object.hasOwn(FAMILIES, family) ? FAMILIES[family] : family
+}
+
+function drawn(identity, warning) {
+    const { placeholder, classWord, family, steps, date, ofFile, picture } = identity
+    const when = date && element("span", {
+        textContent: date.toLocaleDateString(undefined, { dateStyle: "medium" }),
+        title: `${ofFile ? "File of" : "Learned on"} ${date.toLocaleString()}`,
+    })
+    const taken = steps && element("span", { textContent: steps === 1 ? "1 step" : `${steps} steps` })
+    const facts = [when, taken].filter(Boolean)
+    const text = element(
+        "div",
+        { className: "sefi-card-text" },
+        element(
+            "div",
+            { className: "sefi-card-head" },
+            element("code", { className: "sefi-placeholder", textContent: placeholder, title: placeholder }),
+            copyButton(placeholder)
+        ),
+        line([classWord, labelOf(family)].filter(Boolean).map((textContent) => element("span", { textContent }))),
+        warning
+            ? element("div", { className: "sefi-card-warning", textContent: warning, title: warning, role: "alert" })
+            : line(facts)
+    )
+    return [face(picture, "sefi-card-face"), text]
+}
+
+function line(parts) {
+    const row = element("div", { className: "sefi-card-line" })
+    parts.forEach((part, index) => row.append(index ? " · " : "", part))
+    row.title = row.textContent
+    return row
+}
+
+function nobody(file) {
+    const textContent = file
+        ? "This file is no identity, or is not in models/sefi."
+        : "Save an identity with SeFi Save Identity, then choose it here."
+    return [face("", "sefi-card-face"), element("div", { className: "sefi-card-text sefi-card-line sefi-card-nobody", textContent })]
+}
+
+function copyButton(text) {
+    const icon = element("span", { className: "pi pi-copy", ariaHidden: "true" })
+    const label = element("span", { className: "sefi-card-copied", role: "status" })
+    const title = `Copy ${text}`
+    const button = element("button", { type: "button", className: "sefi-card-copy", title, ariaLabel: title }, icon, label)
+    button.addEventListener("click", async () => {
+        if (!(await copy(text))) return
+        icon.className = "pi pi-check"
+        label.textContent = "Copied"
+        setTimeout(() => {
+            icon.className = "pi pi-copy"
+            label.textContent = ""
+        }, COPIED_MILLISECONDS)
+    })
+    return button
+}
+
+async function copy(text) {
+    try {
+        await navigator.clipboard.writeText(text)
+        return true
+    } catch {
+        // Browsers have no clipboard for pages of http:// addresses, such as a server's in the house.
+        const field = element("textarea", { value: text, className: "sefi-offscreen" })
+        document.body.append(field)
+        field.select()
+        const copied = document.execCommand("copy")
+        field.remove()
+        return copied
+    }
+}
+
+app.registerExtension({
+    name: "SeFi.IdentityCard",
+    setup() {
+        api.addEventListener("graphChanged", updateAll)
+    },
+    nodeCreated(node) {
+        if (node.comfyClass === NODE) addCard(node)
+    },
+    loadedGraphNode(node) {
+        if (node.comfyClass !== NODE) return
+        makeRoom(node)
+        void update(node)
+    },
+    afterConfigureGraph: updateAll,
+    async refreshComboInNodes() {
+        await identityFiles(0)
+        updateAll()
+    },
+})

@@ -1,0 +1,107 @@
+/** What the user is told in toasts, and what is brought up to date after a run. */
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { inputsOf, places, valueOf } from "./lib/graph.js"
+import { APPLY, identitiesOfGraph, namesInClip, placeWithId } from "./lib/identities.js"
+import { identityFiles, isName } from "./lib/library.js"
+
+const ERROR = "sefi_ide.SeFiError"
+const SAVE = "SeFiSaveIdentity"
+/** Their texts are no prompts for the CLIP that is connected to them. */
+const NO_PROMPTS = ["SeFiTrainIdentity", "SeFiPromptScore"]
+const WARNING_MILLISECONDS = 12000
+const ERROR_MILLISECONDS = 20000
+
+const shown = new Set()
+
+/** A toast, unless the very same is still there. */
+function tell(severity, summary, detail, life) {
+    const key = JSON.stringify([severity, summary, detail])
+    if (shown.has(key)) return
+    shown.add(key)
+    setTimeout(() => shown.delete(key), life)
+    app.extensionManager.toast.add({ severity, summary, detail, life })
+}
+
+/** The sentence of an error that the user can put right; the frontend says only that there is one. */
+function onError({ detail: error }) {
+    if (error.exception_type !== ERROR) return
+    const sentence = error.exception_message.trim()
+    const [node, rest] = /^(SeFi [A-Z][A-Za-z ]*): (.+)$/s.exec(sentence)?.slice(1) ?? []
+    tell("error", node ?? "SeFi-IDE", rest ? rest[0].toLocaleUpperCase() + rest.slice(1) : sentence, ERROR_MILLISECONDS)
+}
+
+/** Words of a text that stand like placeholders, without other packs' tags. */
+function wordsIn(text) {
+    return [...text.matchAll(/<([^<>]+)>/g)]
+        .map(([, word]) => word.normalize("NFC"))
+        .filter((word) => isName(word) && !text.includes(`</${word}>`))
+}
+
+/** `[{ place, words, names }]`: prompts with words that no identity of their CLIP has. */
+async function unknownWords() {
+    const found = []
+    for (const place of places()) {
+        const clips = inputsOf(place, "CLIP")
+        if (clips.length !== 1 || place.node.type === APPLY || NO_PROMPTS.includes(place.node.type)) continue
+        const texts = inputsOf(place, "STRING").map(({ name }) => valueOf(place, name))
+        const words = new Set(texts.filter((text) => typeof text === "string").flatMap(wordsIn))
+        if (!words.size) continue
+        const names = await namesInClip(place, clips[0].index)
+        if (!names?.length) continue
+        const unknown = [...words].filter((word) => !names.includes(word))
+        if (unknown.length) found.push({ place, words: unknown, names })
+    }
+    return found
+}
+
+async function warnOfUnknownWords() {
+    const prompts = await unknownWords()
+    if (!prompts.length) return
+    const graph = (await identitiesOfGraph()).map(({ name }) => name.normalize("NFC"))
+    for (const { words, names } of prompts)
+        for (const word of words)
+            tell("warn", `<${word}> is no identity of this prompt`, remedy(word, names, graph), WARNING_MILLISECONDS)
+}
+
+function remedy(word, names, graph) {
+    const known = names.map((name) => `<${name}>`).join(", ")
+    const same = names.find((name) => name.toLocaleLowerCase() === word.toLocaleLowerCase())
+    if (same) return `It is drawn as plain words. Upper and lower case count: write <${same}>.`
+    if (graph.includes(word))
+        return `It is drawn as plain words: <${word}> is in the graph, but not in this prompt's CLIP, which has ${known}. Connect it through its SeFi Apply Identity.`
+    return `It is drawn as plain words. This prompt's CLIP has ${known}.`
+}
+
+let files = null
+
+async function filesNow() {
+    return JSON.stringify(await identityFiles(0))
+}
+
+/** Let the lists of the graph know identity files that a run has saved. */
+async function refreshIfSaved() {
+    const now = await filesNow()
+    if (now === files) return
+    files = now
+    // Reads the lists anew without toasts, which the other does with them.
+    if (app.reloadNodeDefs) await app.reloadNodeDefs()
+    else await app.refreshComboInNodes()
+    await app.refreshMissingModels?.({ reloadDefs: false, silent: true })
+}
+
+/** The run may belong to a workflow that is not open any more, whose nodes are not known. */
+function onExecuted({ detail }) {
+    const place = placeWithId(detail.node)
+    if (!place || place.node.type === SAVE) void refreshIfSaved()
+}
+
+app.registerExtension({
+    name: "SeFi.Notices",
+    async setup() {
+        api.addEventListener("execution_error", onError)
+        api.addEventListener("promptQueueing", () => void warnOfUnknownWords())
+        api.addEventListener("executed", onExecuted)
+        files = await filesNow()
+    },
+})
