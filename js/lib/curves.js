@@ -1,0 +1,91 @@
+/** Small line charts of losses, as SVG elements. */
+
+const POINTS = 120
+const WIDTH = 200
+const HEIGHT = 40
+const SVG = "http://www.w3.org/2000/svg"
+
+/**
+ * The means of neighbouring values, so that there are at most as many as can be seen.
+ *
+ * @param {number[]} values
+ * @param {number} most
+ * @returns {number[]}
+ */
+export function bucketMeans(values, most) {
+    const size = Math.ceil(values.length / most)
+    if (size <= 1) return values
+    const means = []
+    for (let start = 0; start < values.length; start += size) {
+        const bucket = values.slice(start, start + size)
+        means.push(bucket.reduce((sum, value) => sum + value, 0) / bucket.length)
+    }
+    return means
+}
+
+/**
+ * Every value as the mean of itself and its neighbours: losses jump from step to step.
+ *
+ * @param {number[]} values
+ * @param {number} reach neighbours on each side
+ * @returns {number[]}
+ */
+export function smoothed(values, reach) {
+    return values.map((_, index) => {
+        const around = values.slice(Math.max(0, index - reach), index + reach + 1)
+        return around.reduce((sum, value) => sum + value, 0) / around.length
+    })
+}
+
+/** One chart with its name and newest value; what was measured is faint, its course is strong. */
+export class Curve {
+    /** @param {string} title */
+    constructor(title) {
+        this.element = document.createElement("div")
+        this.element.className = "sefi-curve"
+        const name = document.createElement("span")
+        name.textContent = title
+        this.number = document.createElement("span")
+        this.number.className = "sefi-number"
+        const label = document.createElement("div")
+        label.className = "sefi-label"
+        label.append(name, this.number)
+        const chart = document.createElementNS(SVG, "svg")
+        chart.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`)
+        chart.setAttribute("preserveAspectRatio", "none")
+        chart.setAttribute("role", "img")
+        chart.setAttribute("aria-label", `${title} of every step`)
+        this.raw = document.createElementNS(SVG, "polyline")
+        this.raw.setAttribute("class", "sefi-raw")
+        this.course = document.createElementNS(SVG, "polyline")
+        this.course.setAttribute("class", "sefi-course")
+        chart.append(this.raw, this.course)
+        this.element.append(label, chart)
+    }
+
+    /**
+     * @param {number[]} losses the newest is of `step`
+     * @param {number} step
+     * @param {number} steps where the chart's right edge is; it begins at 0 steps and 0 loss
+     */
+    show(losses, step, steps) {
+        const off = losses.length > 0 && losses.every((loss) => loss === 0)
+        this.element.hidden = off
+        if (off || !losses.length) {
+            for (const line of [this.raw, this.course]) line.removeAttribute("points")
+            this.number.textContent = ""
+            return
+        }
+        const values = bucketMeans(losses, POINTS)
+        const top = Math.max(...values) || 1
+        const first = Math.max(0, step - losses.length)
+        const place = (value, index) => {
+            const at = first + ((index + 1) / values.length) * losses.length
+            return `${((at / steps) * WIDTH).toFixed(1)},${(HEIGHT - 1 - (value / top) * (HEIGHT - 3)).toFixed(1)}`
+        }
+        const course = smoothed(values, Math.ceil(values.length / 12))
+        this.raw.setAttribute("points", values.map(place).join(" "))
+        this.course.setAttribute("points", course.map(place).join(" "))
+        this.number.textContent = course.at(-1).toPrecision(3)
+    }
+}
