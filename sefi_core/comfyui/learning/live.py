@@ -160,6 +160,12 @@ def newest(workflow: str, node: str) -> LiveTraining | None:
         return _trainings.get((workflow, node))
 
 
+def of_workflow(workflow: str) -> list[LiveTraining]:
+    """The newest training of every node of a workflow, of those that are remembered."""
+    with _lock:
+        return [training for (id, _), training in _trainings.items() if id == workflow]
+
+
 def workflow_id(extra_pnginfo: Any) -> str:
     """The id of the workflow that a prompt was queued with, from ComfyUI's hidden input, or ""."""
     workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None

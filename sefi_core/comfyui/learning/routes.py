@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .live import PICTURES, LiveTraining, newest, prompt_server
+from .live import PICTURES, LiveTraining, newest, of_workflow, prompt_server
 
 STATE, PICTURE, STOP = "/sefi/training", "/sefi/training/picture", "/sefi/training/stop"
 
@@ -24,6 +24,10 @@ def register_routes() -> None:
 
     @server.routes.get(STATE)
     async def state(request: web.Request) -> web.Response:
+        """The training of a node; without ``node`` a list of all those of the workflow."""
+        if "node" not in request.query:
+            found = of_workflow(request.query.get("workflow", ""))
+            return web.json_response([training.as_json() for training in found])
         training = asked_for(request.query)
         if training is None:
             return refused(404, "this node has not trained since ComfyUI was started")
