@@ -33,12 +33,18 @@ def noise_loss(
     target: torch.Tensor,
     face: torch.Tensor | None = None,
     background_weight: float = 1.0,
+    background: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error of the model's output, (B, C, h, w), with the background weighed down.
 
     ``face`` (B, 1, H, W) in [0, 1] is 1 on the face, at any size; outside it an error counts
-    ``background_weight``. Weights are relative, so the loss keeps its scale.
+    ``background_weight``. Weights are relative, so the loss keeps its scale. With ``background``
+    (B, C, h, w) the target outside the face is that: class-guided denoising regularisation
+    (Face2Diffusion, section 3.4).
     """
+    if face is not None and background is not None:
+        here = F.adaptive_avg_pool2d(face, target.shape[-2:])
+        target = torch.lerp(background.float(), target.float(), here)
     errors = (prediction.float() - target.float()).square().mean(dim=1, keepdim=True)
     if face is None or background_weight == 1.0:
         losses = errors.mean(dim=(1, 2, 3))

@@ -77,7 +77,7 @@ def test_a_caption_is_the_rest_of_the_sample_s_prompt(mini):
     latents = torch.randn(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def denoiser_of(templates, captions=None):
-        return ComfyDenoiser(mini.model, mini.clip, identity, templates, latents, None, captions)
+        return ComfyDenoiser(mini.model, mini.clip, [identity], templates, latents, None, captions)
 
     def predictions(denoiser, template):
         with torch.no_grad():

@@ -104,7 +104,7 @@ def test_training_tells_sdxl_how_large_the_photo_was(mini_sd):
     anna = identity(clip, "anna", 5, seed=1)
     latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     denoiser = ComfyDenoiser(
-        model, clip, anna, ["a photo of <name>"], latents, None, sides=[300, 2000]
+        model, clip, [anna], ["a photo of <name>"], latents, None, sides=[300, 2000]
     )
     seen = []
     hook = denoiser.model.model.diffusion_model.register_forward_pre_hook(
@@ -224,7 +224,7 @@ def test_the_target_is_the_output_that_denoises_to_the_picture(mini_sd, sampling
         model = node().patch(model, *arguments)[0]
     anna = identity(clip, "anna", 5, seed=1)
     latents = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    denoiser = ComfyDenoiser(model, clip, anna, ["a photo of <name>"], latents, None)
+    denoiser = ComfyDenoiser(model, clip, [anna], ["a photo of <name>"], latents, None)
     batch = Batch([0, 1], [0, 0], [50, 900], 3)
     with torch.inference_mode(False), torch.no_grad():
         made = denoiser(anna.key_vectors, anna.value_vectors, batch)

@@ -60,7 +60,7 @@ def denoiser_of(model, clip, family, dtype: torch.dtype = torch.float64) -> Comf
     keys, values = vectors(family, torch.float32)
     identity = Identity("anna", "old person", family, keys, values)
     denoiser = ComfyDenoiser(
-        model, clip, identity, ["a (photo:1.3) of <name> on the beach"], latents, masks
+        model, clip, [identity], ["a (photo:1.3) of <name> on the beach"], latents, masks
     )
     denoiser.dtype = dtype
     return denoiser

@@ -38,7 +38,7 @@ def denoiser_of(model, clip, identity, *templates: str) -> ComfyDenoiser:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, CHANNELS, 8, 8, generator=generator)
     templates = templates or ("(a photo:1.2) of <name>",)
-    return ComfyDenoiser(model, clip, identity, templates, latents, None)
+    return ComfyDenoiser(model, clip, [identity], templates, latents, None)
 
 
 def captured(denoiser: ComfyDenoiser, batch: Batch, family: str):

@@ -48,7 +48,7 @@ def denoiser(model, clip, dtype="auto", side=SIDE, **options) -> ComfyDenoiser:
     return ComfyDenoiser(
         model,
         clip,
-        identity(clip),
+        [identity(clip)],
         ["a photo of <name> on the beach"],
         latents,
         masks,
