@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import torch
@@ -11,12 +12,20 @@ from ..sefi_core.comfyui.likeness import ENCODERS, Choice, encoder_state, judge_
 from ..sefi_core.contact_sheet import Entry, contact_sheet
 from ..sefi_core.errors import raised_by
 from ..sefi_core.likeness import LEAST, ranked, table, words_of
-from .types import CATEGORY
+from .types import CATEGORY, IMAGE, Socket, check_input
 
 DEFAULTS = Choice()
 
 SEFI_LIKENESS = io.Custom("SEFI_LIKENESS")
 """Carries one number for each picture of a batch, a tuple, in the order of the batch."""
+LIKENESS = Socket(
+    lambda value: isinstance(value, tuple) and all(map(_is_finite, value)),
+    "connect the output likeness of SeFi Likeness",
+)
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, float) and isfinite(number)
 
 
 class SeFiLikeness(io.ComfyNode):
@@ -34,7 +43,17 @@ class SeFiLikeness(io.ComfyNode):
                 "model in models/face_recognition or models/insightface; nothing is downloaded."
             ),
             is_output_node=True,
-            search_aliases=["similarity", "face recognition", "face match", "best of", "arcface"],
+            search_aliases=[
+                "likeness",
+                "similarity",
+                "face recognition",
+                "face match",
+                "faceid",
+                "best of",
+                "portrait",
+                "consistent character",
+                "arcface",
+            ],
             inputs=[
                 io.Image.Input(
                     "reference",
@@ -132,6 +151,10 @@ class SeFiLikeness(io.ComfyNode):
     ) -> io.NodeOutput:
         given = {name: value for name, value in settings.items() if value is not None}
         with raised_by("SeFi Likeness"):
+            check_input("reference", reference, IMAGE)
+            check_input("images", images, IMAGE)
+            if training_photo is not None:
+                check_input("training_photo", training_photo, IMAGE)
             choice = Choice(**given)
             judged, pictures = judge_pictures(images, reference, training_photo, choice.encoder)
         order = ranked(judged)

@@ -8,11 +8,19 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..sefi_core.comfyui.prompt_score import prompt_scores
-from ..sefi_core.errors import SeFiError, raised_by
-from ..sefi_core.identity.identity import Identity
+from ..sefi_core.errors import raised_by
 from ..sefi_core.prompt_score import FULFILLED, Rule
-from .likeness import SEFI_LIKENESS
-from .types import CATEGORY, SEFI_IDENTITY
+from .likeness import LIKENESS, SEFI_LIKENESS
+from .types import (
+    CATEGORY,
+    CLIP,
+    CLIP_VISION,
+    IMAGE,
+    SEFI_IDENTITY,
+    TEXT,
+    check_identity,
+    check_input,
+)
 
 DEFAULTS = Rule()
 
@@ -130,12 +138,17 @@ class SeFiPromptScore(io.ComfyNode):
     ) -> io.NodeOutput:
         given = {name: value for name, value in settings.items() if value is not None}
         with raised_by("SeFi Prompt Score"):
-            if not isinstance(prompts, str):
-                raise SeFiError("prompts is no text: write one prompt a line")
-            if likeness is not None and not isinstance(likeness, tuple):
-                raise SeFiError("likeness is none: connect the output likeness of SeFi Likeness")
-            if identity is not None and not isinstance(identity, Identity):
-                raise SeFiError("identity is none: connect that of SeFi Load Identity")
+            for name, value, socket in (
+                ("clip", clip, CLIP),
+                ("clip_vision", clip_vision, CLIP_VISION),
+                ("images", images, IMAGE),
+                ("prompts", prompts, TEXT),
+            ):
+                check_input(name, value, socket)
+            if likeness is not None:
+                check_input("likeness", likeness, LIKENESS)
+            if identity is not None:
+                check_identity(identity)
             scores = prompt_scores(images, prompts, clip, clip_vision, identity, Rule(**given))
             figures = None if likeness is None else scores.quality(likeness)
         table = scores.table(likeness)

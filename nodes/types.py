@@ -6,21 +6,27 @@ Each node checks what arrived where it begins, and everything behind it counts o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import comfy.sd
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sefi_core.errors import SeFiError
 from ..sefi_core.identity.identity import Identity
+from ..sefi_core.images import is_image
 
 SEFI_IDENTITY = io.Custom("SEFI_IDENTITY")
 """Carries a :class:`sefi_core.identity.Identity` from node to node, as it is."""
 
 CATEGORY = "SeFi-IDE"
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate, which JSON can bring alone; it has no UTF-8, and tokenizers fail on it."""
 
 
 class Socket(NamedTuple):
@@ -43,12 +49,12 @@ def _is_latent(value: Any) -> bool:
     return isinstance(value, Mapping) and torch.is_tensor(value.get("samples"))
 
 
-def _is_image(value: Any) -> bool:
-    return torch.is_tensor(value) and value.ndim == 4 and 0 not in value.shape[1:]
-
-
 def _is_mask(value: Any) -> bool:
     return torch.is_tensor(value) and 2 <= value.ndim <= 4 and 0 not in value.shape[-2:]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _HALF_CHARACTER.search(value)
 
 
 MODEL = Socket(
@@ -60,17 +66,19 @@ CLIP = Socket(
     "connect the CLIP of the same checkpoint, or that of another loader if the checkpoint has no "
     "text encoder",
 )
+CLIP_VISION = Socket(
+    lambda value: isinstance(value, ClipVisionModel),
+    "connect the CLIP_VISION of Load CLIP Vision",
+)
 VAE = Socket(_is_vae, "connect the VAE of the same checkpoint, or that of Load VAE")
 LATENT = Socket(_is_latent, "connect the LATENT of one picture, such as that of KSampler")
-IMAGE = Socket(_is_image, "connect an IMAGE (batch, height, width, channels), as Load Image gives")
+IMAGE = Socket(is_image, "connect an IMAGE (batch, height, width, channels), as Load Image gives")
 MASK = Socket(_is_mask, "connect a MASK (batch, height, width), such as that of SeFi Face Mask")
 IDENTITY = Socket(
     lambda value: isinstance(value, Identity),
     "connect the identity of SeFi Load Identity or SeFi Train Identity",
 )
-TEXT = Socket(
-    lambda value: isinstance(value, str), "write a text, or connect a node that gives one"
-)
+TEXT = Socket(_is_text, "write a text, or connect a node that gives one")
 
 
 def check_input(name: str, value: Any, socket: Socket) -> Any:
@@ -100,5 +108,7 @@ def _described(value: object) -> str:
         return f"a tensor of the shape {tuple(value.shape)}"
     if isinstance(value, Mapping) and "samples" in value:
         return "a LATENT whose samples are no single tensor"
+    if isinstance(value, str) and not _is_text(value):
+        return "a text with a broken character (half of a surrogate pair)"
     article = "an" if type(value).__name__[:1].lower() in "aeiou" else "a"
     return f"{article} {type(value).__name__}"

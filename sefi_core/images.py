@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -9,13 +11,18 @@ from PIL import Image
 from .errors import SeFiError
 
 
+def is_image(value: Any) -> bool:
+    """Whether that is an IMAGE, a batch of pictures (B, H, W, C); the batch may be empty."""
+    return torch.is_tensor(value) and value.ndim == 4 and 0 not in value.shape[1:]
+
+
 def checked_pictures(pictures: torch.Tensor, name: str) -> torch.Tensor:
-    """An IMAGE as RGB float32 on the CPU, (pictures, height, width, 3).
+    """An IMAGE as RGB float32 on the CPU, (pictures, height, width, 3); not copied if it is that.
 
     Raises :class:`SeFiError` with the input's ``name`` for what is no batch of pictures, and for
     values that are not numbers.
     """
-    if not torch.is_tensor(pictures) or pictures.ndim != 4 or 0 in pictures.shape:
+    if not is_image(pictures) or not len(pictures):
         what = (
             f"its shape is {tuple(pictures.shape)}"
             if torch.is_tensor(pictures)

@@ -19,7 +19,7 @@ import numpy as np
 
 from .errors import SeFiError
 from .faces.alignment import aligned
-from .faces.face import Detector, Face
+from .faces.face import Detector, Face, choose
 from .faces.recognition import Kind
 from .text.markdown import markdown_table
 
@@ -61,10 +61,10 @@ def judge(
 ) -> list[Judged]:
     """Likeness and copying of each of ``pictures``, in their order.
 
-    All are RGB (height, width, 3), uint8. Of a reference or training photo the largest face counts,
-    of a picture the one that is most alike. ``training`` may be empty; of several photos the one
-    that is copied most counts. ``on_picture`` is told how many of all are done. Raises
-    :class:`SeFiError` for a reference or training photo without a face.
+    All are RGB (height, width, 3), uint8. Of a reference or training photo the largest face counts
+    (:func:`faces.face.choose`), of a picture the one that is most alike. ``training`` may be empty;
+    of several photos the one that is copied most counts. ``on_picture`` is told how many of all are
+    done. Raises :class:`SeFiError` for a reference or training photo without a face.
     """
     done = 0
 
@@ -83,7 +83,8 @@ def judge(
                     f"no face was found in {which}: use a photo in which the face is sharp, "
                     "upright and seen from the front"
                 )
-            found.append(encoder.embed(aligned(photo, _points(max(faces, key=lambda f: f.area)))))
+            (largest,) = choose(faces, "largest", 0, photo.shape[:2], name)
+            found.append(encoder.embed(aligned(photo, _points(largest))))
             step()
         return np.array(found)
 

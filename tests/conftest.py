@@ -16,6 +16,7 @@ runpy.run_path(str(TESTS.parent / "tools" / "comfyui.py"))["name_the_pack"]()
 
 SLOW = {
     "test_a_full_size_checkpoint_trains_without_a_second_unet",
+    "test_a_minute_of_every_campaign",
     "test_another_prompt_draws_another_picture_without_training_again",
     "test_every_prompt_is_drawn_as_without_compilation",
     "test_known_prompts_cost_nothing",
@@ -31,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
         if "browser" in item.fixturenames:
             item.add_marker("browser")
-        if item.name in SLOW or "browser" in item.fixturenames:
+        name = getattr(item, "originalname", item.name)  # without parameters
+        if name in SLOW or "browser" in item.fixturenames:
             item.add_marker("slow")
 
 

@@ -83,8 +83,6 @@ def matching_encoder(clip: CLIP, clip_vision: ClipVisionModel) -> str:
     plain colours with it.
     """
     check_clip(clip)
-    if not isinstance(clip_vision, ClipVisionModel):
-        raise SeFiError("clip_vision is empty: connect Load CLIP Vision")
     width = clip_vision.config.get("projection_dim")
     if clip_vision.model_type != "clip_vision_model" or width is None:
         raise SeFiError(
@@ -172,7 +170,7 @@ def _colours_told(clip: CLIP, encoder: str, clip_vision: ClipVisionModel) -> int
 
 
 def _class_words(clip: CLIP, identity: Identity | None) -> Mapping[str, str]:
-    applied = applied_to(clip) if clip is not None else None
+    applied = applied_to(clip)
     known = [one.identity for one in applied.applied.values()] if applied else []
     known += [identity] if identity is not None else []
     return {one.name: one.class_word for one in known}

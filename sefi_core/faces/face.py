@@ -35,10 +35,6 @@ class Face:
     landmarks: np.ndarray | None = None
     points: np.ndarray | None = None
 
-    @property
-    def area(self) -> float:
-        return self.width * self.height
-
     def scaled(self, factor: float) -> Face:
         """The same face in the picture at ``factor`` times its size."""
         return Face(

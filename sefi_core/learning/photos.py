@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import SeFiError
-from ..images import in_colour, resized
+from ..images import checked_pictures, resized
 
 ROOM = 3.0
 """Side of the training picture over that of the face, where the photo has so much room."""
@@ -35,22 +35,15 @@ def pair_photos(
     is no batch of pictures, for pictures with values that are not numbers, and for masks that are
     empty, too few, or of another size than their photo.
     """
-    for batch in images:
-        if not torch.is_tensor(batch) or batch.ndim != 4 or 0 in batch.shape[1:]:
-            what = tuple(batch.shape) if torch.is_tensor(batch) else type(batch).__name__
-            raise SeFiError(
-                f"photos is no batch of pictures (batch, height, width, channels) but {what}: "
-                "connect an IMAGE, such as that of Load Image"
-            )
-    pictures = [in_colour(picture).float() for batch in images for picture in batch]
+    pictures = [
+        picture
+        for number, batch in enumerate(images, 1)
+        for picture in checked_pictures(
+            batch, "photos" if len(images) == 1 else f"batch {number} of photos"
+        )
+    ]
     if not pictures:
         raise SeFiError("photos is empty: connect at least one photo")
-    for number, picture in enumerate(pictures, 1):
-        if not torch.isfinite(picture).all():
-            raise SeFiError(
-                f"photos: picture {number} has values that are not numbers (NaN): check the node "
-                "that made it"
-            )
     if not masks:
         return [Photo(picture, None) for picture in pictures]
     planes = [mask.float() for batch in masks for mask in _planes(batch)]

@@ -11,10 +11,13 @@ from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
+from sefi_ide.nodes.likeness import SeFiLikeness
+from sefi_ide.nodes.prompt_score import SeFiPromptScore
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.tests.comfy.vision import vision_model
 
 from .training_runs import HIDDEN, photo_and_mask, run
 
@@ -99,7 +102,7 @@ def test_train_without_its_optional_inputs(models, value, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "sefi_ide.nodes.train_identity.train_identity",
-        lambda *args: seen.append(args),
+        lambda *args, **_: seen.append(args),
     )
     inputs = dict(zip(("model", "clip", "vae"), ([one] for one in models), strict=True))
     inputs |= {"photos": [photo_and_mask()[0]], "name": ["anna"], "class_word": ["person"]}
@@ -156,6 +159,9 @@ def test_face_mask(changes, said):
     assert said in str(caught.value)
 
 
+KINDS = 20
+
+
 def anything(models, anna):
     """One of everything that a link can bring, and the sockets that it fits."""
     model, clip, vae = models
@@ -176,6 +182,10 @@ def anything(models, anna):
         (7, {"INT", "FLOAT"}),
         ([model], set()),
         (object(), set()),
+        (vision_model(), {"CLIP_VISION"}),
+        ((0.5, 1.0), {"SEFI_LIKENESS"}),
+        ((0.5, "high"), set()),
+        ("a\ud800text", set()),
     )
 
 
@@ -208,15 +218,28 @@ def good_inputs(models, anna):
         },
         SeFiFaceMask: {"image": torch.zeros(1, 64, 64, 3), "detector": "auto"},
         SeFiSaveIdentity: {"identity": anna, "file_name": "", "if_exists": "error"},
+        SeFiLikeness: dict.fromkeys(
+            ("reference", "images", "training_photo"), torch.zeros(1, 64, 64, 3)
+        ),
+        SeFiPromptScore: {
+            "clip": clip,
+            "clip_vision": vision_model(),
+            "images": torch.zeros(1, 64, 64, 3),
+            "prompts": "a face",
+            "likeness": (0.5,),
+            "identity": anna,
+        },
         SeFiLoadIdentity: {"file": "anna.safetensors", "name": ""},
     }
 
 
-@pytest.mark.parametrize("value", range(16))
+@pytest.mark.parametrize("value", range(KINDS))
 def test_anything_at_every_socket(models, anna, value, folder, monkeypatch):
     """One sentence that names the node, the input and what to connect."""
     monkeypatch.setattr("sefi_ide.nodes.train_identity.train_identity", None)  # never reached
-    came, fits = anything(models, anna)[value]
+    everything = anything(models, anna)
+    assert len(everything) == KINDS
+    came, fits = everything[value]
     tried = 0
     for node, inputs in good_inputs(models, anna).items():
         schema = node.GET_SCHEMA()

@@ -98,9 +98,9 @@ def test_alpha_and_grey_pictures_are_taken(colours):
     ("wrong", "why"),
     [
         (torch.zeros(0, 8, 8, 3), "is empty"),
-        (torch.zeros(8, 8, 3), "not a batch of pictures"),
+        (torch.zeros(8, 8, 3), r"a tensor of the shape \(8, 8, 3\): connect an IMAGE"),
         (torch.full((1, 8, 8, 3), torch.nan), "not numbers"),
-        ("text", "not a batch of pictures"),
+        ("text", "a str: connect an IMAGE"),
     ],
 )
 def test_what_is_no_picture_is_named(colours, name, wrong, why):

@@ -1,14 +1,8 @@
-"""SeFi Prompt Score with small random models of ComfyUI's real classes.
-
-A random text encoder and a random vision model do not understand each other. Its projection is
-therefore solved for: the colours' texts then lead to the colours' pictures, as in a real CLIP.
-"""
+"""SeFi Prompt Score with small random models of ComfyUI's real classes."""
 
 from __future__ import annotations
 
-import comfy.clip_vision
 import comfy.model_management
-import comfy.sd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,35 +12,12 @@ from sefi_ide.sefi_core.comfyui import prompt_score
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.clip.tokens import encoder_models
 from sefi_ide.sefi_core.comfyui.methods import AppliedIdentity
-from sefi_ide.sefi_core.comfyui.prompt_score import COLOUR_PROMPT, COLOURS, text_embeddings
+from sefi_ide.sefi_core.comfyui.prompt_score import COLOUR_PROMPT, COLOURS
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.tests.comfy.made_identity import make_identity
+from sefi_ide.tests.comfy.vision import WIDTH, plain, taught, vision_model
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
-
-WIDTH = 128  # of the miniature's text encoder
-
-
-def vision_model(width=WIDTH, seed=0, **changes):
-    """A CLIP vision model of ComfyUI's own class, with random weights."""
-    config = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "hidden_act": "gelu",
-        "num_attention_heads": 4, "num_channels": 3, "patch_size": 8, "image_size": 32,
-        "projection_dim": width, "model_type": "clip_vision_model",
-    }  # fmt: skip
-    model = comfy.clip_vision.ClipVisionModel({**config, **changes})
-    torch.manual_seed(seed)
-    for name, weight in model.model.named_parameters():
-        if weight.ndim == 1:
-            weight.fill_(float("norm" in name and name.endswith("weight")))
-        else:
-            weight.normal_(std=weight[0].numel() ** -0.5)
-    return model
-
-
-def plain(*names):
-    colours = torch.tensor([COLOURS[name] for name in names])
-    return colours[:, None, None].expand(-1, 48, 48, -1).contiguous()
 
 
 @pytest.fixture
@@ -58,19 +29,6 @@ def clip(mini_sd):
 @pytest.fixture
 def vision():
     return vision_model()
-
-
-def taught(clip, vision):
-    """Solve for the projection with which colours' texts lead to colours' pictures."""
-    projection = encoder_models(clip)["l"].transformer.text_projection
-    texts = [COLOUR_PROMPT.format(name) for name in COLOURS]
-    projection.weight = torch.nn.Parameter(torch.eye(WIDTH), requires_grad=False)
-    read = text_embeddings(clip, "l", texts)
-    seen = F.normalize(vision.encode_image(plain(*COLOURS))["image_embeds"].float(), dim=-1)
-    solved = torch.linalg.lstsq(read.double(), seen.double(), driver="gelsd").solution.T.float()
-    projection.weight = torch.nn.Parameter(solved, requires_grad=False)
-    prompt_score._agreeing.clear()
-    return clip
 
 
 def execute(clip, vision, images, prompts, *rest, **settings):
@@ -157,25 +115,32 @@ def test_a_checkpoint_without_the_projection_is_refused(clip, vision, weight):
         execute(clip, vision, plain("red"), prompts_of("red"))
 
 
-def test_models_of_other_widths_and_kinds_are_refused(clip, vision):
+def test_models_of_other_widths_and_kinds_are_refused(clip):
     with pytest.raises(SeFiError, match="pictures have 768 numbers, texts l 128.*clip_l"):
         execute(clip, vision_model(768), plain("red"), "x")
     with pytest.raises(SeFiError, match="shares no space with text"):
         execute(clip, vision_model(model_type="siglip_vision_model"), plain("red"), "x")
-    with pytest.raises(SeFiError, match="clip_vision is empty"):
-        execute(clip, None, plain("red"), "x")
-    with pytest.raises(SeFiError, match="SeFi Prompt Score: .*clip"):
-        execute(None, vision, plain("red"), "x")
+
+
+def test_missing_models_are_named(clip, vision):
+    for models, name in (((clip, None), "clip_vision"), ((None, vision), "clip")):
+        said = f"^SeFi Prompt Score: the {name} input is empty: connect the"
+        with pytest.raises(SeFiError, match=said):
+            execute(*models, plain("red"), "x")
 
 
 @pytest.mark.parametrize(
     ("images", "prompts", "why"),
     [
         (torch.zeros(0, 8, 8, 3), "x", "images is empty"),
-        (torch.zeros(8, 8, 3), "x", "images is empty"),
+        (
+            torch.zeros(8, 8, 3),
+            "x",
+            r"images is a tensor of the shape \(8, 8, 3\)",
+        ),
         (torch.full((1, 8, 8, 3), torch.nan), "x", "images holds values that are not numbers"),
         (torch.zeros(1, 8, 8, 3), " ", "prompts is empty"),
-        (torch.zeros(1, 8, 8, 3), 5, "prompts is no text"),
+        (torch.zeros(1, 8, 8, 3), 5, "prompts is an int: write a text, or connect"),
         (torch.zeros(3, 8, 8, 3), "x\ny", "prompts has 2 lines and images has 3"),
     ],
 )
@@ -188,7 +153,12 @@ def test_bad_input_is_named(clip, vision, images, prompts, why):
 def test_likeness_and_identity_of_something_else_are_named(clip, vision):
     taught(clip, vision)
     red = plain("red"), prompts_of("red")
-    for rest, why in (((0.5,), "likeness is none"), ((None, "anna"), "identity is none")):
+    for rest, why in (
+        ((0.5,), "likeness is a float: connect the output likeness of SeFi Likeness"),
+        (((0.5, None),), "likeness is a tuple: connect the output likeness"),
+        (((float("nan"),),), "likeness is a tuple: connect the output likeness"),
+        ((None, "anna"), "identity is a str: connect the identity of SeFi Load Identity"),
+    ):
         with pytest.raises(SeFiError, match=f"SeFi Prompt Score: {why}"):
             execute(clip, vision, *red, *rest)
     with pytest.raises(SeFiError, match="likeness is of 2 pictures and images are 1"):

@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from sefi_ide.sefi_core.faces.recognition import SFACE
+from sefi_ide.tests.unit.face_drawing import drawn
+from sefi_ide.tests.unit.recognition_models import save_recogniser
 from sefi_ide.tools.server import ComfyServer, ServerError
 
 from .any_node import MODES
@@ -30,6 +33,9 @@ SECONDS = 180.0
 
 CHECKPOINT = REPOSITORY / "tests" / "mini_sd" / "mini_sd.safetensors"
 PICTURE = "face.png"
+"""Without a face."""
+FACE = "drawn.png"
+"""With one, as SeFi Likeness needs."""
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -76,6 +82,17 @@ def everything() -> Prompt:
         ),
         "11": node("PreviewImage", images=["10", 0]),
         "12": node("PreviewImage", images=["3", 1]),
+        "13": node("LoadImage", image=FACE),
+        "14": node(
+            "SeFiLikeness", reference=["13", 0], images=["13", 0], training_photo=["13", 0],
+            encoder="auto", threshold=-1.0, keep=0,
+        ),
+        "15": node("FuzzVision", clip=["1", 1]),
+        "16": node(
+            "SeFiPromptScore", clip=["15", 0], clip_vision=["15", 1], images=["13", 0],
+            prompts="a photo of <anna> in a hat", likeness=["14", 4], identity=["4", 0],
+            fulfilled="closest prompt", threshold=0.22,
+        ),
     }  # fmt: skip
 
 
@@ -123,11 +140,14 @@ def prepared() -> Iterator[Callable[[random.Random], None]]:
         colours = torch.randint(0, 256, (96, 96, 3), generator=torch.Generator().manual_seed(1))
         picture = Image.fromarray(colours.to(torch.uint8).numpy())
         picture.save(server.directory / "input" / PICTURE)
+        Image.fromarray(drawn(96)).save(server.directory / "input" / FACE)
+        save_recogniser(server.directory / "models" / "face_recognition" / SFACE.files[0])
         seeds = itertools.count(1)
         with server:
             bob = everything()
             bob["4"]["inputs"]["name"] = bob["5"]["inputs"]["file_name"] = "bob"
             del bob["6"], bob["8"]
+            bob["16"]["inputs"]["prompts"] = "a photo"
             bob["10"]["inputs"] |= {"model": ["1", 0], "clip": ["1", 1], "words": "photo",
                                     "prompt": "a photo"}  # fmt: skip
             server.run(bob)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sefi_ide.sefi_core.faces.alignment import aligned
+from sefi_ide.sefi_core.faces.face import choose
 from sefi_ide.sefi_core.faces.recognition import SFACE, FaceEncoder
 from sefi_ide.sefi_core.faces.yunet import YuNetDetector
 from sefi_ide.sefi_core.likeness import copying
@@ -34,11 +35,12 @@ def people(sface):
         if photo["kind"] not in ("faces", "johns"):
             continue
         pixels = measure.pixels_of(photo)
-        faces = sorted(detector.detect(pixels), key=lambda face: -face.area)
+        faces = detector.detect(pixels)
         if photo["kind"] == "faces":
             others += [sface.embed(aligned(pixels, face.points)) for face in faces]
         elif faces:
-            men[photo["name"].split("/")[0]][photo["name"]] = pixels, faces[0]
+            (largest,) = choose(faces, "largest", 0, pixels.shape[:2], photo["name"])
+            men[photo["name"].split("/")[0]][photo["name"]] = pixels, largest
     assert len(men) == 5
     return men, others
 

@@ -7,7 +7,7 @@ from sefi_ide.sefi_core import contact_sheet as sheets
 from sefi_ide.sefi_core.contact_sheet import Entry, contact_sheet
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.faces.alignment import TEMPLATE
-from sefi_ide.sefi_core.faces.face import Face
+from sefi_ide.sefi_core.faces.face import Face, choose
 from sefi_ide.sefi_core.faces.recognition import SFACE
 from sefi_ide.sefi_core.likeness import LEAST, Judged, copying, judge, ranked, table, words_of
 
@@ -17,7 +17,7 @@ class Colours:
 
     def detect(self, picture):
         return [
-            Face((x + 56.0, 56.0), 60 + picture[0, x, 0] / 10, 70, points=TEMPLATE + [x, 0])
+            Face((x + 56.0, 56.0), 60, 70 + picture[0, x, 0] / 10, points=TEMPLATE + [x, 0])
             for x in range(0, picture.shape[1], 112)
             if picture[:, x : x + 112].any()
         ]
@@ -57,6 +57,24 @@ def test_of_several_faces_the_most_alike_counts_and_of_a_reference_the_largest()
     (one,) = judged([picture(BLUE, GREEN, RED)], [picture(GREEN, RED)])  # red ones are larger
     assert one.likeness == pytest.approx(SFACE.likeness(1.0), abs=1e-3)
     assert one.face.center[0] == 56 + 2 * 112
+
+
+def test_the_largest_face_of_a_reference_is_the_one_that_is_masked():
+    """One rule for SeFi Likeness and SeFi Face Mask, also where one face is wide and one high."""
+    low = Face((56.0, 56.0), 100, 60, points=TEMPLATE)
+    high = Face((168.0, 56.0), 50, 90, points=TEMPLATE + [112, 0])
+    assert low.width * low.height > high.width * high.height
+    photo = picture(GREEN, BLUE)
+
+    class Two:
+        def detect(self, given):
+            return [low, high] if given is photo else Colours().detect(given)
+
+    (masked,) = choose([low, high], "largest", 0, photo.shape[:2], "the picture")
+    of_green, of_blue = judge([picture(GREEN), picture(BLUE)], [photo], [], Two(), Mean())
+    assert of_green.likeness == pytest.approx(SFACE.likeness(0.0), abs=1e-3)
+    assert of_blue.likeness == pytest.approx(SFACE.likeness(1.0), abs=1e-3)
+    assert masked is high
 
 
 def test_a_picture_without_a_face_is_nobodys_and_comes_last():
