@@ -8,16 +8,19 @@ ComfyUI's, the tests to a toy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import SeFiError
 from ..stages import first_timestep
 from .losses import MapPair, attention_loss, leak, noise_loss
 from .parametrisation import Vectors
 from .settings import TrainingSettings
+from .state import LoopState, Step
 
 
 class Batch(NamedTuple):
@@ -34,7 +37,8 @@ class Prediction(NamedTuple):
 
     ``output`` and ``target`` (B, C, h, w) are the model's output and what it should be; ``layers``
     the attention maps; ``placeholder`` (B, tokens) is 1 for the placeholder's tokens in them;
-    ``face`` (B, 1, H, W) the mask or None.
+    ``face`` (B, 1, H, W) the mask or None; ``background`` what the model makes of the class word's
+    prompt (B, C, h, w), where it was asked for, in class-guided denoising regularisation.
     """
 
     output: torch.Tensor
@@ -42,6 +46,7 @@ class Prediction(NamedTuple):
     layers: list[MapPair]
     placeholder: torch.Tensor
     face: torch.Tensor | None
+    background: torch.Tensor | None = None
 
     def placeholder_maps(self) -> list[torch.Tensor]:
         """Where the placeholder looks in each layer, (B, h, w) of the layer's size."""
@@ -61,14 +66,9 @@ class Denoiser(Protocol):
         ...
 
 
-class Step(NamedTuple):
-    """The losses of one finished step; ``number`` counts from 1."""
-
-    number: int
-    loss: float
-    noise: float
-    attention: float
-    leak: float
+KeepState = Callable[[Callable[[], LoopState], bool], None]
+"""Told after each step how to get its state, and whether nothing more will come: then an exception
+is on its way, and this is the last finished step's state. Must not raise."""
 
 
 def check_diffusers() -> None:
@@ -88,6 +88,8 @@ def optimise(
     settings: TrainingSettings,
     on_step: Callable[[Step], None] | None = None,
     loss_scale: float = 1.0,
+    begin: LoopState | None = None,
+    keep: KeepState | None = None,
 ) -> list[Step]:
     """Train ``parameters``, a parametrisation, for ``settings.steps`` steps.
 
@@ -96,44 +98,74 @@ def optimise(
     they overflow. The learning rate falls to 0 along half a cosine. Raises :class:`SeFiError` when
     the losses are not finite, and that of :func:`check_diffusers` at once.
     ``on_step`` may raise to stop; the parameters then keep the last finished step.
+    ``begin``, which must fit the parameters, is the state to go on from; the result is that of a
+    training without an interruption. ``keep`` is for keeping such states.
     """
     optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
     scheduler = _cosine_schedule(optimizer, settings.steps)
-    batches = _batches(denoiser.samples, settings)
     history: list[Step] = []
-    for number, batch in zip(range(1, settings.steps + 1), batches, strict=False):
-        while True:
-            keys, values = parameters()
-            prediction = denoiser(keys, values, batch)
-            noise, attention, leaked = _losses(prediction, settings)
-            loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
-            if not torch.isfinite(loss) and number == 1:
-                raise SeFiError(
-                    "the model gives values that are not numbers (NaN) before anything is learned: "
-                    "set dtype to fp32; where that is so too, the checkpoint or the VAE is "
-                    "damaged: load another"
-                )
-            if not torch.isfinite(loss):
-                raise SeFiError(
-                    f"the loss is no number at step {number}: lower learning_rate, or set dtype "
-                    "to fp32"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            (loss * loss_scale).backward()
-            if _unscale(parameters, loss_scale):
-                break
-            if loss_scale <= 1.0:
-                raise SeFiError(
-                    f"the gradients are no numbers at step {number}: set dtype to fp32 or bf16"
-                )
-            loss_scale /= 2.0
-        optimizer.step()
-        scheduler.step()
-        step = Step(number, *(part.item() for part in (loss, noise, attention, leaked)))
-        history.append(step)
-        if on_step is not None:
-            on_step(step)
+    if begin is not None:
+        begin.restore(parameters, optimizer, scheduler)
+        loss_scale, history = begin.loss_scale, list(begin.history)
+    batches = zip(range(1, settings.steps + 1), _batches(denoiser.samples, settings), strict=False)
+    whole = True
+
+    def state() -> LoopState:
+        return LoopState.of(parameters, optimizer, loss_scale, history)
+
+    try:
+        for number, batch in islice(batches, len(history), None):
+            parts, loss_scale = _backward(parameters, denoiser, settings, number, batch, loss_scale)
+            whole = False
+            optimizer.step()
+            scheduler.step()
+            step = Step(number, *parts)
+            history.append(step)
+            whole = True
+            if on_step is not None:
+                on_step(step)
+            if keep is not None:
+                keep(state, False)
+    except BaseException:
+        if keep is not None and history and whole:
+            keep(state, True)
+        raise
     return history
+
+
+def _backward(
+    parameters: nn.Module,
+    denoiser: Denoiser,
+    settings: TrainingSettings,
+    number: int,
+    batch: Batch,
+    loss_scale: float,
+) -> tuple[list[float], float]:
+    """Put a step's gradients into the parameters: its losses, and the loss scale that it took."""
+    while True:
+        keys, values = parameters()
+        prediction = denoiser(keys, values, batch)
+        noise, attention, leaked = _losses(prediction, settings)
+        loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
+        if not torch.isfinite(loss) and number == 1:
+            raise SeFiError(
+                "the model gives values that are not numbers (NaN) before anything is learned: "
+                "set dtype to fp32; where that is so too, the checkpoint or the VAE is "
+                "damaged: load another"
+            )
+        if not torch.isfinite(loss):
+            raise SeFiError(
+                f"the loss is no number at step {number}: lower learning_rate, or set dtype to fp32"
+            )
+        parameters.zero_grad(set_to_none=True)
+        (loss * loss_scale).backward()
+        if _unscale(parameters, loss_scale):
+            return [part.item() for part in (loss, noise, attention, leaked)], loss_scale
+        if loss_scale <= 1.0:
+            raise SeFiError(
+                f"the gradients are no numbers at step {number}: set dtype to fp32 or bf16"
+            )
+        loss_scale /= 2.0
 
 
 def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
@@ -165,7 +197,13 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Noise loss, attention loss and leak; 0 for those that are off."""
     face = prediction.face
-    noise = noise_loss(prediction.output, prediction.target, face, settings.background_weight)
+    noise = noise_loss(
+        prediction.output,
+        prediction.target,
+        face,
+        settings.background_weight,
+        prediction.background,
+    )
     attention = leaked = noise.new_zeros(())
     if prediction.layers and settings.attention_weight > 0:
         attention = attention_loss(prediction.layers)
@@ -182,9 +220,7 @@ def _unscale(parameters: nn.Module, scale: float) -> bool:
     return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
-def _cosine_schedule(
-    optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
     """A short rise of the learning rate, then a fall to 0 along half a cosine."""
     check_diffusers()
     from diffusers.optimization import get_cosine_schedule_with_warmup
