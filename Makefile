@@ -59,4 +59,4 @@ test-browser: setup
 
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup
-	@MALLOC_MMAP_THRESHOLD_=1048576 $(VENV) tests/comfy/full_shape.py
+	@$(VENV) -m benchmarks.full

@@ -28,6 +28,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.base_model import family_of
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.clip.tokens import encoder_models
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.identity import Identity
@@ -180,20 +181,29 @@ class IdentityTraining:
 
 
 class Floor:
-    """The frozen U-Net forward and backward, its context a leaf, and two text encoder passes.
+    """The frozen U-Net forward and backward, its conditions leaves, and two text encoder passes.
 
     The U-Net is ComfyUI's module as it is, with PyTorch's attention, which is quicker on the CPU
-    than ComfyUI's choice. The text encoder is transformers', because ComfyUI's adds in place,
-    which autograd forbids; its token embeddings are leaves.
+    than ComfyUI's choice. The text encoders, SDXL's two, are transformers', because ComfyUI's adds
+    in place, which autograd forbids; their token embeddings are leaves. They run to the layer that
+    the family reads.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.unet = models.unet.requires_grad_(False)
-        self.text_encoder = transformers_text_encoder(models).requires_grad_(False)
-        self.text_encoder.get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: output.requires_grad_()
-        )
+        self.text_encoders = {
+            name: transformers_text_encoder(models, name=name, copy=False).requires_grad_(False)
+            for name in encoder_models(models.clip)
+        }
+        self.layers = {
+            name: None if model.layer == "last" else model.layer_idx
+            for name, model in encoder_models(models.clip).items()
+        }
+        for encoder in self.text_encoders.values():
+            encoder.get_input_embeddings().register_forward_hook(
+                lambda module, inputs, output: output.requires_grad_()
+            )
 
     def __call__(self, case: Case, steps: int) -> list[float]:
         """Seconds of ``steps - 1`` steps."""
@@ -201,31 +211,58 @@ class Floor:
 
     def text_encoder_alone(self, case: Case, steps: int) -> list[float]:
         """Seconds of ``steps - 1`` steps without the U-Net."""
-        return seconds_of(lambda: _backward(*self._states(case)), steps - 1)
+        return seconds_of(lambda: _backward(*self._prompts(case)), steps - 1)
+
+    def unet_alone(self, case: Case, steps: int) -> list[float]:
+        """Seconds of ``steps - 1`` steps without the text encoders."""
+        return seconds_of(lambda: _backward(self._output(case)[0]), steps - 1)
 
     @torch.enable_grad()
     def step(self, case: Case) -> torch.Tensor:
         """One step; the context with its gradient."""
-        states = self._states(case)
-        width = states[0].shape[-1]
-        context = torch.randn(
-            case.batch, TOKENS * case.chunks, width, device=self.models.device
-        ).to(self.models.dtype)
-        context.requires_grad_()
-        output = self.unet(
-            self.models.latents(case).to(self.models.dtype),
-            torch.full((case.batch,), 500.0, device=self.models.device),
-            context=context,
-            control=None,
-            transformer_options={"optimized_attention_override": _pytorch_attention},
-        )
+        states = self._prompts(case)
+        output, context = self._output(case)
         _backward(output, *states)
         return context
 
     @torch.enable_grad()
-    def _states(self, case: Case) -> list[torch.Tensor]:
+    def _output(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the U-Net says to noise, and the context that it had."""
+        config = self.models.model.model.model_config.unet_config
+        context = self._leaf(case.batch, TOKENS * case.chunks, config["context_dim"])
+        pooled_and_size = config.get("adm_in_channels")  # of SDXL
+        output = self.unet(
+            self.models.latents(case).to(self.models.dtype),
+            torch.full((case.batch,), 500.0, device=self.models.device),
+            context=context,
+            y=self._leaf(case.batch, pooled_and_size) if pooled_and_size else None,
+            control=None,
+            transformer_options={"optimized_attention_override": _pytorch_attention},
+        )
+        return output, context
+
+    def _leaf(self, *shape: int) -> torch.Tensor:
+        leaf = torch.randn(shape, device=self.models.device).to(self.models.dtype)
+        return leaf.requires_grad_()
+
+    @torch.enable_grad()
+    def states(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """What each text encoder says to tokens (B, 77), and the pooled output of ``g``."""
+        states = []
+        for name, encoder in self.text_encoders.items():
+            output = encoder(ids, output_hidden_states=True)
+            layer = self.layers[name]
+            states.append(
+                output.last_hidden_state if layer is None else output.hidden_states[layer]
+            )
+            if name == "g":
+                states.append(output.pooler_output)
+        return states
+
+    def _prompts(self, case: Case) -> list[torch.Tensor]:
+        """The states of the prompts of keys and of values."""
         ids = _token_ids(case.batch * case.chunks, self.models.device)
-        return [self.text_encoder(ids).last_hidden_state for _ in ("keys", "values")]
+        return self.states(ids) + self.states(ids)
 
 
 class TextualInversion:
@@ -296,10 +333,15 @@ class LoraTraining:
         return [end - begin for begin, end in pairwise(marks)]
 
 
-def transformers_text_encoder(models: Models, dtype: torch.dtype | None = None) -> CLIPTextModel:
-    """The CLIP's text encoder as transformers has it, in the U-Net's dtype or another."""
+def transformers_text_encoder(
+    models: Models, dtype: torch.dtype | None = None, name: str = "l", copy: bool = True
+) -> CLIPTextModel:
+    """One of the CLIP's text encoders as transformers has it, in the U-Net's dtype or another.
+
+    With ``copy`` False on the CLIP's own weights where these have that dtype.
+    """
     models.clip.load_model()
-    source = models.clip.cond_stage_model.clip_l.transformer
+    source = encoder_models(models.clip)[name].transformer
     weights = source.state_dict()
     layer = source.text_model.encoder.layers[0]
     config = CLIPTextConfig(
@@ -308,21 +350,25 @@ def transformers_text_encoder(models: Models, dtype: torch.dtype | None = None) 
         intermediate_size=layer.mlp.fc1.weight.shape[0],
         num_hidden_layers=source.num_layers,
         num_attention_heads=layer.self_attn.heads,
-        hidden_act="quick_gelu",
+        hidden_act="quick_gelu" if name == "l" else "gelu",
         eos_token_id=49407,
     )
-    encoder = CLIPTextModel(config)
+    with torch.device("meta"):
+        encoder = CLIPTextModel(config)
     wanted = encoder.state_dict()
     # Before version 5 transformers had the same names as the checkpoint.
-    names = {name: name if name in weights else f"text_model.{name}" for name in wanted}
+    names = {one: one if one in weights else f"text_model.{one}" for one in wanted}
     dtype = dtype or models.dtype
     encoder.load_state_dict(
         {
-            name: weights[other].detach().to(models.device, dtype, copy=True)
-            for name, other in names.items()
+            one: weights[other].detach().to(models.device, dtype, copy=copy)
+            for one, other in names.items()
         },
         assign=True,
     )
+    for module in encoder.modules():
+        if hasattr(module, "position_ids"):  # a buffer that is not in the weights
+            module.position_ids = torch.arange(config.max_position_embeddings)[None]
     return encoder.to(models.device).eval()
 
 

@@ -312,7 +312,7 @@ def main() -> int:
     if "full_shape" in shapes:
         with tempfile.TemporaryDirectory(prefix="sefi-full-shape-") as folder:
             checkpoint = Path(folder) / "full_shape.safetensors"
-            full_shape.write_checkpoint(checkpoint)
+            full_shape.write_checkpoint(checkpoint, "sd1")
             figures["full_shape"] = measure(checkpoint, full_shape_plan())
     if shapes == SHAPES:
         OUTPUT.mkdir(parents=True, exist_ok=True)

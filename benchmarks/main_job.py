@@ -28,7 +28,7 @@ from sefi_ide.tests.mini_sd.judges import load_judges
 from sefi_ide.tests.mini_sd.wishes import Wish, caption_of, pictures_of, random_wish, shot_of
 from sefi_ide.tools import demo
 from sefi_ide.tools.server import ComfyServer
-from sefi_ide.tools.workflow import Prompt, nodes_of, to_prompt
+from sefi_ide.tools.workflow import Prompt, nodes_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,13 @@ CLASS_WORD = "person"
 
 
 def measure(
-    server: ComfyServer, checkpoint: str, seed: int, identities: int, prompts: int
+    server: ComfyServer, family: str, seed: int, identities: int, prompts: int
 ) -> dict[str, float]:
-    """The figures of the main job on a running server that has the miniature ``checkpoint``."""
+    """The figures of the main job on a running server that has the family's miniature."""
     judges = load_judges()
     rng = np.random.default_rng(10**6 + seed)
     wishes = [random_wish(rng) for _ in range(prompts)]
-    workflow = json.loads(demo.QUICK_START.read_text(encoding="utf-8"))
-    prompt = to_prompt(workflow, server.get("/object_info"))
+    prompt, checkpoint = demo.prompt_of(server, demo.WORKFLOWS[family]), CHECKPOINTS[family].name
     adapted = _adapted(server, prompt, checkpoint, seed)
     plain = _pictures(server, adapted, wishes, f"a {CLASS_WORD}")
     rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}
@@ -128,14 +127,13 @@ def _bypass_identity(prompt: Prompt) -> None:
 def main() -> int:
     """Run with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    checkpoint = CHECKPOINTS[chosen_family()]
+    family = chosen_family()
     seed = int(os.environ.get("SEED") or 1)
     identities = int(os.environ.get("IDENTITIES") or 8)
     prompts = int(os.environ.get("PROMPTS") or 12)
     with tempfile.TemporaryDirectory(prefix="sefi-main-job-") as directory:
-        arguments = () if torch.accelerator.is_available() else ("--cpu",)
-        with ComfyServer(Path(directory), [checkpoint], arguments) as server:
-            figures = measure(server, checkpoint.name, seed, identities, prompts)
+        with ComfyServer(Path(directory), [CHECKPOINTS[family]], demo.server_arguments()) as server:
+            figures = measure(server, family, seed, identities, prompts)
     lines = missed(figures)
     for line in lines:
         logger.error("missed: %s", line)

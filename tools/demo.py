@@ -1,10 +1,11 @@
 """``make demo``: a real ComfyUI server learns a face from one picture and draws it.
 
-Runs ``workflows/quick_start.json`` through the server's HTTP API and leaves what comes out in
-``output/demo``. With ``PHOTO`` and ``CKPT`` in the environment it takes the user's own photo and
-Stable Diffusion 1.5 checkpoint, and says how alike the pictures are if a model of SeFi Likeness is
-in ComfyUI's models folder; else a drawn portrait (``SEED`` chooses whose) and the miniature of
-``tests/mini_sd``. The last line is one JSON object with the figures.
+Runs the quick start through the server's HTTP API and leaves what comes out in ``output/demo``;
+``FAMILY=sdxl`` runs that of SDXL and leaves it in ``output/demo_sdxl``. With ``PHOTO`` and ``CKPT``
+in the environment it takes the user's own photo and checkpoint, and says how alike the pictures are
+and how well they fit their prompts, if the models of SeFi Likeness and of SeFi Prompt Score are in
+ComfyUI's models folder; else a drawn portrait (``SEED`` chooses whose) and a miniature of
+``tests/mini_sd``, whose judges say it. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -21,23 +22,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from sefi_ide.sefi_core import evaluation
-from sefi_ide.sefi_core.errors import SeFiError
-from sefi_ide.sefi_core.faces.recognition import INSIGHT, SFACE, FaceEncoder, find_model
-from sefi_ide.sefi_core.faces.yunet import YuNetDetector
-from sefi_ide.sefi_core.likeness import judge as compare
-from sefi_ide.sefi_core.likeness import words_of
-from sefi_ide.tests.mini_sd import judges, render, world
+from sefi_ide.tests.mini_sd import render, world
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
 from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
 from .comfyui import REPOSITORY, comfyui_path
+from .demo_scores import judged, likeness, prompt_scores
 from .grid import labelled_grid
 from .server import ComfyServer
 from .workflow import Prompt, nodes_of, to_prompt
 
-MINIATURE = REPOSITORY / "tests" / "mini_sd" / "mini_sd.safetensors"
-OUTPUT = REPOSITORY / "output" / "demo"
-QUICK_START = REPOSITORY / "workflows" / "quick_start.json"
+OUTPUTS = {
+    "sd1": REPOSITORY / "output" / "demo",
+    "sdxl": REPOSITORY / "output" / "demo_sdxl",
+}
+WORKFLOWS = {"sd1": "quick_start", "sdxl": "quick_start_sdxl"}
 NAME = "anna"
 
 # What the person is to do in each picture, in the words of tests/mini_sd/world.py.
@@ -56,47 +55,63 @@ WISHES = (
 def main() -> None:
     """Run the demo; settings come from the environment."""
     started = time.monotonic()
-    photo, checkpoint = os.environ.get("PHOTO"), os.environ.get("CKPT")
+    family = chosen_family()
+    output = OUTPUTS[family]
+    photo, given = os.environ.get("PHOTO"), os.environ.get("CKPT")
     seed = int(os.environ.get("SEED") or 1)
     picture = (
         upright(Path(photo).expanduser()) if photo else Image.fromarray(draw(seed, "portrait"))
     )
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    OUTPUT.mkdir(parents=True)
-    portrait = OUTPUT / "portrait.png"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    portrait = output / "portrait.png"
     picture.save(portrait)
-    if not checkpoint:
+    if not given:
         print("No CKPT given: the miniature model is used, which knows drawn faces only.")
 
-    checkpoint = Path(checkpoint).expanduser() if checkpoint else MINIATURE
+    checkpoint = Path(given).expanduser() if given else CHECKPOINTS[family]
     with tempfile.TemporaryDirectory(prefix="sefi-demo-") as directory:
-        arguments = () if torch.accelerator.is_available() else ("--cpu",)
-        with ComfyServer(Path(directory), [checkpoint], arguments) as server:
-            prompt = to_prompt(
-                json.loads(QUICK_START.read_text(encoding="utf-8")), server.get("/object_info")
-            )
-            adapt(prompt, server.upload(portrait), checkpoint.name, checkpoint == MINIATURE)
-            pictures, train_seconds = learn_and_draw(server, prompt)
+        with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
+            prompt = prompt_of(server, WORKFLOWS[family])
+            adapt(prompt, server.upload(portrait), checkpoint.name, miniature=not given)
+            pictures, train_seconds = learn_and_draw(server, prompt, output)
             identity = next(Path(directory, "models", "sefi").glob("*.safetensors"))
-            shutil.copy(identity, OUTPUT)
+            shutil.copy(identity, output)
 
     captions = [caption_of(wish, f"<{NAME}>") for wish in WISHES]
-    labelled_grid(Image.open(portrait), pictures, captions).save(OUTPUT / "grid.png")
+    labelled_grid(Image.open(portrait), pictures, captions).save(output / "grid.png")
     figures = {
         "images": len(pictures),
-        "identity_bytes": (OUTPUT / identity.name).stat().st_size,
+        "identity_bytes": (output / identity.name).stat().st_size,
         "train_seconds": round(train_seconds, 1),
         "total_seconds": round(time.monotonic() - started, 1),
-        "id_mean": None,
-        "prompt_share": None,
-        "likeness": None,
     }
-    if not photo and not os.environ.get("CKPT"):
-        figures |= judge(pictures, seed)
-    if photo:
-        figures["likeness"] = likeness(pictures, picture, comfyui_path() / "models")
-    print(f"Look at {(OUTPUT / 'grid.png').relative_to(REPOSITORY)}.")
+    figures |= dict.fromkeys(("id_mean", "likeness", "prompt_score", "prompt_share", "id_p"))
+    models = comfyui_path() / "models"
+    alike = likeness(pictures, picture, models) if photo else None
+    if alike is not None:
+        figures["likeness"] = round(sum(alike) / len(alike), 3)
+    found = {}
+    if given:
+        word = nodes_of(prompt, "SeFiTrainIdentity")[0]["inputs"]["class_word"]
+        plain = [caption.replace(f"<{NAME}>", word) for caption in captions]
+        found = prompt_scores(pictures, plain, checkpoint, models, alike)
+    elif not photo:
+        found = judged(pictures, WISHES, draw(seed, "doing"))
+    figures |= {name: round(value, 3) for name, value in found.items()}
+    print(f"Look at {(output / 'grid.png').relative_to(REPOSITORY)}.")
     print(json.dumps(figures))
+
+
+def server_arguments() -> tuple[str, ...]:
+    """For ComfyUI's ``main.py``: on the CPU where there is nothing else."""
+    return () if torch.accelerator.is_available() else ("--cpu",)
+
+
+def prompt_of(server: ComfyServer, workflow: str) -> Prompt:
+    """One of the shipped workflows, as the server runs it."""
+    file = REPOSITORY / "workflows" / f"{workflow}.json"
+    return to_prompt(json.loads(file.read_text(encoding="utf-8")), server.get("/object_info"))
 
 
 def upright(photo: Path) -> Image.Image:
@@ -125,8 +140,10 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
             }
 
 
-def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Image], float]:
-    """Train once, then queue the graph with each wish; saves mask and pictures.
+def learn_and_draw(
+    server: ComfyServer, prompt: Prompt, output: Path
+) -> tuple[list[Image.Image], float]:
+    """Train once, then queue the graph with each wish; saves mask and pictures in ``output``.
 
     Returns the pictures and the seconds from queueing the training to its end.
     """
@@ -134,7 +151,7 @@ def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Imag
     begin = time.monotonic()
     run = server.run(prompt, stop_at=("SeFiSaveIdentity", "MaskPreview"))
     seconds = time.monotonic() - begin
-    (OUTPUT / "mask.png").write_bytes(run.pictures("MaskPreview")[0])
+    (output / "mask.png").write_bytes(run.pictures("MaskPreview")[0])
     pictures = []
     for number, wish in enumerate(WISHES, start=1):
         words = caption_of(wish, f"<{NAME}>")
@@ -144,7 +161,7 @@ def learn_and_draw(server: ComfyServer, prompt: Prompt) -> tuple[list[Image.Imag
         if run.executed("SeFiTrainIdentity"):
             raise RuntimeError("The server trained again though only the prompt had changed.")
         picture = run.pictures("SaveImage")[0]
-        file = OUTPUT / f"{number}_{'_'.join(wish.values())}.png"
+        file = output / f"{number}_{'_'.join(wish.values())}.png"
         file.write_bytes(picture)
         pictures.append(Image.open(io.BytesIO(picture)).convert("RGB"))
         print(f"{words}: {file.relative_to(REPOSITORY)}", flush=True)
@@ -172,46 +189,6 @@ def draw(seed: int, what: str) -> np.ndarray:
             for number, wish in enumerate(WISHES, start=1)
         ]
     )
-
-
-def judge(pictures: list[Image.Image], seed: int) -> dict[str, float]:
-    """Mean identity similarity to renders of the person, and share of wishes fulfilled."""
-    pair = judges.load_judges()
-    generated = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])) / 255
-    reference = torch.from_numpy(draw(seed, "doing")) / 255
-    figures = evaluation.quality(
-        pair.identity_similarity(generated, reference), pair.found(generated, WISHES)
-    )
-    return {
-        "id_mean": round(figures["id"], 3),
-        "prompt_share": round(figures["prompt"], 3),
-    }
-
-
-def likeness(pictures: list[Image.Image], photo: Image.Image, models: Path) -> float | None:
-    """The mean likeness of the pictures to the photo, a picture without a face counting 0.
-
-    Of the photo itself, so that a copy of it is the most alike. None, and a line that says why,
-    where ``models`` has no model for it or the photo no face.
-    """
-    places = ((SFACE, models / "face_recognition"), (INSIGHT, models / "insightface"))
-    found = [(kind, path) for kind, folder in places if (path := find_model(kind, [folder]))]
-    if not found:
-        print(f"No likeness: put {SFACE.files[0]} into {places[0][1]}.")
-        return None
-    try:
-        judged = compare(
-            [np.asarray(one) for one in pictures],
-            [np.asarray(photo)],
-            [],
-            YuNetDetector(),
-            FaceEncoder(*found[0], use_gpu=False),
-        )
-    except SeFiError as error:
-        print(f"No likeness: {error}.")
-        return None
-    print("Likeness: " + "; ".join(words_of(one) for one in judged))
-    return round(sum(one.likeness for one in judged) / len(judged), 3)
 
 
 if __name__ == "__main__":

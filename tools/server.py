@@ -56,12 +56,18 @@ class ComfyServer:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        for folder in ("custom_nodes", "models/checkpoints", "input", "output"):
+        for folder in ("custom_nodes", "models", "input", "output"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         _link(directory / "custom_nodes" / PACK, REPOSITORY)
         _link(directory / "custom_nodes" / "mini_sd", MINI_SD_NODE)
         for checkpoint in checkpoints:
-            _link(directory / "models" / "checkpoints" / checkpoint.name, checkpoint.resolve())
+            self.add_model("checkpoints", checkpoint.name, checkpoint)
+
+    def add_model(self, folder: str, name: str, file: Path) -> None:
+        """Link a file under a name into one of the folders of ``models``."""
+        link = self.directory / "models" / folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        _link(link, file.resolve())
 
     def __enter__(self) -> ComfyServer:
         command = [sys.executable, str(comfyui_path() / "main.py")]

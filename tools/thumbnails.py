@@ -1,32 +1,73 @@
-"""``make thumbnails``: pictures of the templates, cut from what ``make demo`` has left.
+"""``make thumbnails``: pictures of the templates, all from runs of the miniatures.
 
-ComfyUI shows ``workflows/<name>.jpg`` beside the template ``<name>``.
+ComfyUI shows ``workflows/<name>.jpg`` beside the template ``<name>``. Most are cut from what
+``make demo`` and ``make demo FAMILY=sdxl`` have left; *keep the most alike* is run here, with
+SFace from the package index.
 """
 
 from __future__ import annotations
 
-from PIL import Image
+import io
+import tempfile
+from pathlib import Path
 
+from PIL import Image
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS
+from sefi_ide.tests.sface import MODEL, SOURCE
+
+from . import photos
 from .comfyui import REPOSITORY
-from .demo import OUTPUT
+from .demo import OUTPUTS, adapt, prompt_of, server_arguments
 from .grid import square
+from .server import ComfyServer
 
 SIDE = 256  # pixels, of one of the four pictures in a thumbnail
 
 
 def main() -> None:
-    """Write one thumbnail for each workflow: quick start shows the portrait first."""
-    pictures = sorted(OUTPUT.glob("[0-9]*_*.png"))
-    if not pictures:
-        raise SystemExit("There is nothing in output/demo: run `make demo` first.")
-    for name, files in {
-        "quick_start": [OUTPUT / "portrait.png", *pictures[:3]],
-        "use_identity": pictures[3:7],
-    }.items():
-        sheet = Image.new("RGB", (2 * SIDE, 2 * SIDE))
-        for index, file in enumerate(files):
-            sheet.paste(square(Image.open(file), SIDE), (index % 2 * SIDE, index // 2 * SIDE))
-        sheet.save(REPOSITORY / "workflows" / f"{name}.jpg", quality=88)
+    """Write one thumbnail for each workflow; those that learn show the portrait first."""
+    portrait, *pictures = left_by_demo("sd1")
+    save("use_identity", pictures[3:7])
+    save("quick_start", [portrait, *pictures[:3]])
+    sdxl_portrait, *sdxl_pictures = left_by_demo("sdxl")
+    save("quick_start_sdxl", [sdxl_portrait, *sdxl_pictures[:3]])
+    save("keep_the_most_alike", [portrait, *most_alike(OUTPUTS["sd1"] / "portrait.png")])
+
+
+def left_by_demo(family: str) -> list[Image.Image]:
+    """The portrait and the pictures; exits with a sentence when there are none."""
+    folder = OUTPUTS[family]
+    files = sorted(folder.glob("[0-9]*_*.png"))
+    if not files:
+        raise SystemExit(
+            f"There is nothing in {folder.relative_to(REPOSITORY)}: run `make demo` "
+            "and `make demo FAMILY=sdxl` first."
+        )
+    return [Image.open(file) for file in (folder / "portrait.png", *files)]
+
+
+def most_alike(portrait: Path) -> list[Image.Image]:
+    """The three pictures that the workflow keeps of its eight, the most alike first."""
+    fetched = photos.fetch([SOURCE])
+    if fetched.missing:
+        raise SystemExit(f"SFace is not there: {fetched.missing[MODEL]}")
+    checkpoint = CHECKPOINTS["sd1"]
+    with tempfile.TemporaryDirectory(prefix="sefi-thumbnails-") as directory:
+        server = ComfyServer(Path(directory), [checkpoint], server_arguments())
+        server.add_model("face_recognition", MODEL, photos.path_of(SOURCE))
+        with server:
+            prompt = prompt_of(server, "keep_the_most_alike")
+            adapt(prompt, server.upload(portrait), checkpoint.name, miniature=True)
+            kept = server.run(prompt).pictures("SaveImage")
+    return [Image.open(io.BytesIO(picture)) for picture in kept]
+
+
+def save(name: str, pictures: list[Image.Image]) -> None:
+    """Four pictures as the thumbnail of a workflow."""
+    sheet = Image.new("RGB", (2 * SIDE, 2 * SIDE))
+    for index, picture in enumerate(pictures):
+        sheet.paste(square(picture, SIDE), (index % 2 * SIDE, index // 2 * SIDE))
+    sheet.save(REPOSITORY / "workflows" / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

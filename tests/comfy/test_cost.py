@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sefi_ide.benchmarks import contenders, cost, lora
+from sefi_ide.benchmarks import contenders, cost, full, lora
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS
 
 SIDE = 64
 CASE = contenders.Case(SIDE)
@@ -101,7 +102,7 @@ def test_the_exit_code_and_the_last_line_tell_the_result(
     found |= {"memory_bytes_per_unet_parameter": 0.1, "steps_before_first": 7.0}
     monkeypatch.setattr(cost, "OUTPUT", tmp_path)
     monkeypatch.setattr(cost, "measure", lambda checkpoint, plan: found)
-    monkeypatch.setattr(cost.full_shape, "write_checkpoint", lambda file: None)
+    monkeypatch.setattr(cost.full_shape, "write_checkpoint", lambda file, family: None)
 
     def last_line(shape):
         monkeypatch.setenv("SHAPE", shape)
@@ -117,21 +118,81 @@ def test_the_exit_code_and_the_last_line_tell_the_result(
     assert "| steps_before_first | 7.000 | 7.000 |  |" in table
 
 
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_a_step_of_every_family_is_measured_over_its_floor(family):
+    figures = full.measure_steps(contenders.Models.load(CHECKPOINTS[family]), PLAN)
+    assert figures["step_side"] == SIDE and figures["step_rounds"] == PLAN.rounds
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("missed", "code"),
+    [({}, 0), ({"step_over_floor": 1.16}, 1), ({"extra_bytes_per_weight": 0.61}, 1)],
+)
+def test_the_bars_of_the_full_shape(missed, code, monkeypatch, capsys, caplog):
+    memory = {"family": "sd2", "extra_bytes_per_weight": 0.3}
+    steps = {"step_over_floor": 1.1}
+    found = memory | steps | missed
+    written = []
+    monkeypatch.setenv("FAMILY", "sd2")
+    monkeypatch.setattr(
+        full.full_shape, "write_checkpoint", lambda file, family: written.append(family)
+    )
+    monkeypatch.setattr(full.Models, "load", lambda checkpoint: None)
+    monkeypatch.setattr(full, "measure_memory", lambda family: {k: found[k] for k in memory})
+    monkeypatch.setattr(full, "measure_steps", lambda models, plan: {k: found[k] for k in steps})
+    assert full.main() == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    assert written == ["sd2"]
+    assert [line for line in caplog.messages if "missed" in line] == [
+        f"missed: {name} is {value:.3f}, the bar is {full.BARS[name]:.2f}"
+        for name, value in missed.items()
+    ]
+
+
+def test_an_unknown_family_is_refused(monkeypatch):
+    monkeypatch.setenv("FAMILY", "flux")
+    with pytest.raises(SystemExit, match="FAMILY is flux; there are sd1, sd2, sdxl"):
+        full.main()
+
+
 def test_an_unknown_shape_is_refused(monkeypatch):
     monkeypatch.setenv("SHAPE", "sdxl")
     with pytest.raises(SystemExit, match="choose of miniature, full_shape"):
         cost.main()
 
 
-def test_the_floor_has_gradients_and_nothing_of_the_pack(models):
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_the_floor_has_gradients_and_nothing_of_the_pack(family):
+    models = contenders.Models.load(CHECKPOINTS[family])
     floor = contenders.Floor(models)
     context = floor.step(replace(CASE, batch=2, chunks=2))
     assert context.shape[:2] == (2, 2 * contenders.TOKENS)
     assert context.grad.abs().max() > 0
-    for module in (*floor.unet.modules(), *floor.text_encoder.modules()):
-        assert "forward" not in vars(module)
-    for parameter in (*floor.unet.parameters(), *floor.text_encoder.parameters()):
-        assert parameter.grad is None and not parameter.is_inference()
+    encoders = floor.text_encoders.values()
+    for module in (floor.unet, *encoders):
+        assert not any("forward" in vars(part) for part in module.modules())
+        for parameter in module.parameters():
+            assert parameter.grad is None and not parameter.is_inference()
+
+
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_the_floors_text_encoders_say_what_comfyuis_say(family):
+    """To the layer that the family reads, and SDXL's pooled output."""
+    models = contenders.Models.load(CHECKPOINTS[family])
+    floor = contenders.Floor(models)
+    row = [49406, 320, *[49407] * (contenders.TOKENS - 2)]
+    tokens = {name: [[(token, 1.0) for token in row]] for name in floor.text_encoders}
+    with torch.no_grad():
+        context, pooled = models.clip.encode_from_tokens(tokens, return_pooled=True)
+    states = dict(zip(("l", "g", "pooled"), floor.states(torch.tensor([row])), strict=False))
+    read = torch.cat([states[name] for name in floor.text_encoders], dim=-1)
+    torch.testing.assert_close(read, context, rtol=1e-4, atol=1e-4)
+    if family == "sdxl":
+        projection = models.clip.cond_stage_model.clip_g.transformer.text_projection
+        torch.testing.assert_close(
+            projection(states["pooled"]).detach(), pooled, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_contenders_have_the_same_weights(models):
