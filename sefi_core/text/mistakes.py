@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import unicodedata
 from collections.abc import Collection
@@ -24,33 +25,35 @@ _WILDCARD = re.compile(r"__.*__")
 def placeholder_mistakes(text: str, names: Collection[str]) -> list[str]:
     """A sentence for each tag of ``text`` that looks like a placeholder and is none of ``names``.
 
-    Only what could be a name counts, with or without spaces around it: tags of LoRAs
+    Only what could be a name counts, or a known name with spaces around it: tags of LoRAs
     (``<lora:anna:1>``) and of other packs have a colon, wildcards (``<__who__>``) underscores.
     """
-    tags = (
-        (match[0], unicodedata.normalize("NFC", match[1]))
-        for match in _TAG.finditer(text)
-        if not _WILDCARD.fullmatch(match[1].strip())
+    inner_texts = dict.fromkeys(match[1] for match in _TAG.finditer(text))
+    told = (
+        _sentence(inner, names)
+        for inner in inner_texts
+        if unicodedata.normalize("NFC", inner) not in names and _could_be_a_name(inner)
     )
-    strangers = dict.fromkeys(
-        (tag, inner.strip()) for tag, inner in tags if inner not in names and _is_name(inner)
-    )
-    return [_sentence(tag, name, names) for tag, name in list(strangers)[:MOST_TOLD]]
+    return list(itertools.islice(filter(None, told), MOST_TOLD))
 
 
-def _is_name(inner: str) -> bool:
+def _could_be_a_name(inner: str) -> bool:
     try:
         check_name(inner.strip())
     except SeFiError:
         return False
-    return True
+    return not _WILDCARD.fullmatch(inner.strip())
 
 
-def _sentence(tag: str, name: str, names: Collection[str]) -> str:
-    told = f"{tag} is no identity of this CLIP and is read as plain text"
+def _sentence(inner: str, names: Collection[str]) -> str:
+    """What is wrong with ``<inner>``; "" for a number between two signs, as in ``1 < 2 > 1``."""
+    told = f"<{inner}> is no identity of this CLIP and is read as plain text"
     by_folded = {known.casefold(): known for known in names}
-    if meant := difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_ALIKE):
+    name = unicodedata.normalize("NFC", inner.strip()).casefold()
+    if meant := difflib.get_close_matches(name, by_folded, n=1, cutoff=_ALIKE):
         return f"{told}: did you mean {placeholder_of(by_folded[meant[0]])}?"
+    if inner != inner.strip():
+        return ""
     known = [placeholder_of(one) for one in sorted(names)]
     more = f" and {len(known) - MOST_TOLD} more" if len(known) > MOST_TOLD else ""
     return f"{told}. Known here: {', '.join(known[:MOST_TOLD])}{more}."

@@ -15,6 +15,7 @@ from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.types import SEFI_IDENTITY
 from sefi_ide.sefi_core.comfyui import library
 from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.identity.thumbnail import thumbnail_of
 
 from .made_identity import make_identity
 
@@ -32,7 +33,7 @@ class IdentitySource(io.ComfyNode):
 
     @classmethod
     def execute(cls, value):
-        thumbnail = torch.full((8, 8, 3), 7, dtype=torch.uint8)
+        thumbnail = thumbnail_of(torch.full((8, 8, 3), 0.1))
         return io.NodeOutput(make_identity(value=value, thumbnail=thumbnail))
 
 
@@ -105,7 +106,7 @@ class TestInTheGraph:
 
         return queue
 
-    def test_save_passes_on_and_tells_the_path(self, folder, queue):
+    def test_save_passes_on_and_tells_the_file_and_the_placeholder(self, folder, queue):
         graph = {
             "1": ("TestIdentitySource", {"value": 3}),
             "2": (
@@ -116,7 +117,36 @@ class TestInTheGraph:
         }
         shown = queue(graph)
         assert IdentitySink.arrived == [("anna", 3.0)]
-        assert list(shown["2"]["text"]) == [f"<anna>: {folder / 'anna.safetensors'}"]
+        assert list(shown["2"]["text"]) == ["Saved as anna.safetensors. Write <anna> in prompts."]
+
+    @pytest.mark.parametrize(
+        "file_name, if_exists, told",
+        [
+            (
+                "",
+                "new number",
+                "Saved as anna_2.safetensors. Write <anna> in prompts, not <anna_2>.",
+            ),
+            ("", "overwrite", "Saved as anna.safetensors. Write <anna> in prompts."),
+            ("people\\anna", "error", "Saved as people/anna.safetensors. Write <anna> in prompts."),
+            (
+                "people/vera",
+                "error",
+                "Saved as people/vera.safetensors. Write <anna> in prompts, not",
+            ),
+        ],
+    )
+    def test_a_file_of_another_name_says_that_its_placeholder_is_not_that(
+        self, folder, queue, file_name, if_exists, told
+    ):
+        library.save_identity(make_identity(value=9))
+        inputs = {"identity": ["1", 0], "file_name": file_name, "if_exists": if_exists}
+        graph = {"1": ("TestIdentitySource", {"value": 3}), "2": ("SeFiSaveIdentity", inputs)}
+        (text,) = queue(graph)["2"]["text"]
+        assert text.startswith(told)
+        assert ("set name in SeFi Load Identity" in text) == (
+            "not <" in told or told.endswith("not")
+        )
 
     @pytest.mark.parametrize("file_name", ["people/anna", ["4", 0]])
     def test_a_saved_file_that_is_gone_is_written_again_and_only_then(
@@ -164,7 +194,7 @@ class TestInTheGraph:
         assert sorted(IdentitySink.arrived) == [("anna", 2.0), ("anna_one", 1.0)]
 
     def test_a_loaded_identity_shows_its_face(self, folder, queue):
-        thumbnail = torch.full((8, 6, 3), 7, dtype=torch.uint8)
+        thumbnail = thumbnail_of(torch.full((8, 6, 3), 0.1))
         library.save_identity(make_identity(thumbnail=thumbnail))
         graph = {
             "1": ("SeFiLoadIdentity", {"file": "anna.safetensors"}),
