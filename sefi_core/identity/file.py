@@ -5,8 +5,8 @@ and 6 KB more for each further one; the thumbnail is 40 KB of it.
 - metadata, all strings: ``format``, ``format_version``, ``name``, ``class_word``, ``family``,
   ``widths`` (JSON), ``stages``, ``vectors``, ``training`` (JSON), what :mod:`.modelspec` shows to
   others, and ``checksum``, the SHA-256 of all other metadata and all tensors. The checksum is the
-  same in every format version. Without ``kind`` the file is of the kind "tokens", the first there
-  was.
+  same in every format version. ``kind`` is one of :data:`identity.KINDS`; without it the file is
+  of the kind "tokens", the first there was.
 
 Version 1 had no metadata for others, and the thumbnail as a tensor ``thumbnail``, the bytes of a
 PNG as uint8. It is read, and written no more. The same identity always gives the same bytes.
@@ -26,7 +26,7 @@ import torch
 
 from ..errors import SeFiError, quoted
 from .content import MAX_FILE_BYTES, read_content
-from .identity import Identity
+from .identity import KINDS, Identity
 from .modelspec import FREE_TEXTS, shown_metadata, shown_thumbnail
 
 FORMAT = "sefi-identity"
@@ -122,8 +122,8 @@ def from_bytes(content: bytes, path: Path) -> Identity:
             f"the identity file {path} has format version {version} and this SeFi-IDE reads "
             f"versions up to {FORMAT_VERSION}: update SeFi-IDE to load it"
         )
-    kind = metadata.get("kind", Identity.kind)
-    if kind != Identity.kind:
+    kind = metadata.get("kind", KINDS[False])
+    if kind not in KINDS:
         raise SeFiError(
             f"the identity file {path} is of the kind {quoted(kind)}, which this SeFi-IDE does not "
             "know: update SeFi-IDE to load it"
@@ -180,6 +180,7 @@ def _own_metadata(identity: Identity) -> dict[str, str]:
         "stages": str(identity.stages),
         "vectors": str(identity.vectors),
         "training": json.dumps(identity.training, sort_keys=True),
+        **({"kind": identity.kind} if identity.position_free else {}),
     }
 
 
@@ -205,6 +206,7 @@ def _parse(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> 
         thumbnail=thumbnail,
         key_vectors=roles["keys"],
         value_vectors=roles["values"],
+        position_free=metadata.get("kind") == KINDS[True],
     )
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 
@@ -17,6 +16,9 @@ from .thumbnail import picture_in
 
 MAX_VECTORS = 75
 """A prompt chunk of CLIP has room for 75 tokens, and the placeholder must fit into one."""
+
+KINDS = ("tokens", "position-free")
+"""Kinds of identity: token embeddings, and vectors that stand for token and position together."""
 
 MAX_STAGES = 100
 MAX_ENCODERS = 4
@@ -37,9 +39,6 @@ class Identity:
     from, so that training can go on from them.
     """
 
-    kind: ClassVar[str] = "tokens"
-    """What kind of identity it is: how its placeholder's places are filled."""
-
     name: str
     """Its placeholder in prompts is ``<name>``."""
     class_word: str
@@ -54,6 +53,10 @@ class Identity:
     """JSON-able settings that it was trained with."""
     thumbnail: bytes | None = None
     """A small JPEG or PNG file, as :func:`.thumbnail.thumbnail_of` makes it."""
+
+    position_free: bool = False
+    """Whether the vectors stand for the sum of a token embedding and its position's, as
+    Face2Diffusion's do: the text encoder then adds no position to them."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the dataclass is frozen
@@ -89,6 +92,11 @@ class Identity:
             picture_in(self.thumbnail)
 
     @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`: how its placeholder's places are filled."""
+        return KINDS[self.position_free]
+
+    @property
     def placeholder(self) -> str:
         """``"<name>"``."""
         return placeholder_of(self.name)
@@ -117,7 +125,7 @@ class Identity:
         return (
             all(
                 getattr(self, name) == getattr(other, name)
-                for name in ("name", "class_word", "family", "training", "thumbnail")
+                for name in ("name", "class_word", "family", "training", "thumbnail", "kind")
             )
             and _equal(self.key_vectors, other.key_vectors)
             and _equal(self.value_vectors, other.value_vectors)

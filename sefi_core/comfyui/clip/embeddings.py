@@ -34,6 +34,12 @@ def token_embeddings(model: SDClipModel, ids: Sequence[int]) -> torch.Tensor:
     return rows.to("cpu", torch.float32, copy=True)
 
 
+def position_embeddings(model: SDClipModel) -> torch.Tensor:
+    """What a loaded encoder adds to each place of a chunk, (tokens, width), float32, CPU."""
+    weight = model.transformer.text_model.embeddings.position_embedding.weight
+    return weight.detach().to("cpu", torch.float32, copy=True)
+
+
 def with_last_repeated(rows: torch.Tensor, least: int) -> torch.Tensor:
     """Token embeddings (vectors, width) with ``least`` rows or more: the last one is repeated.
 

@@ -22,9 +22,11 @@ from comfy.sd1_clip import SDClipModel
 
 from ...identity.identity import Identity
 from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload
-from .embeddings import token_embeddings
+from .embeddings import position_embeddings, token_embeddings
 from .tokens import (
+    Embeddings,
     PlaceholderToken,
+    PositionFree,
     Replacements,
     Tokens,
     items_of,
@@ -68,6 +70,10 @@ class Applied(Protocol):
         """Whether it changes anything at all."""
         ...
 
+    def strength(self, role: Role) -> float:
+        """How far its rows have gone from the class word's, 0, to the identity's, 1."""
+        ...
+
     def rows(
         self, encoder: str, role: Role, stage: int | None, class_word: Callable[[], torch.Tensor]
     ) -> torch.Tensor | None:
@@ -97,22 +103,26 @@ class Identities:
 
     def rows(
         self, model: SDClipModel, encoder: str, items: Sequence[Any], role: Role, stages: Stages
-    ) -> dict[str, torch.Tensor | None]:
+    ) -> dict[str, Embeddings | None]:
         """What takes the place of the placeholders of a text encoder's tokens.
 
         ``model`` is the encoder; ``stages`` are those of the identities that act, by name: the
         others' placeholders become their class word.
         """
-        found: dict[str, torch.Tensor | None] = {}
+        found: dict[str, Embeddings | None] = {}
         for name, one in self.applied.items():
             ids = placeholder_ids(items, name)
             if not ids:
                 continue  # it may be in the other one of SDXL's two prompts
             found[name] = None
             if name in stages:
-                found[name] = one.rows(
+                rows = one.rows(
                     encoder, role, stages[name], lambda ids=ids: token_embeddings(model, ids)
                 )
+                if rows is not None and one.identity.position_free:
+                    # At the class word's end of the line they stand for tokens alone.
+                    rows = PositionFree(rows, position_embeddings(model) * one.strength(role))
+                found[name] = rows
         return found
 
     def remember(self, tokens: Tokens) -> None:
@@ -182,7 +192,7 @@ class _SingleEncoder(_AnySingleEncoder):
             items = [item for chunk in tokens for item in chunk]
             stages = {name: None for name, one in self.identities.applied.items() if one.acts()}
             rows = self.identities.rows(self, self.encoder_name, items, "value", stages)
-            tokens = [[replaced(item, rows) for item in chunk] for chunk in tokens]
+            tokens = [replaced(chunk, rows) for chunk in tokens]
         return super().process_tokens(tokens, device)
 
 
@@ -282,7 +292,7 @@ class _Prompt:
     def replacements(self, role: Role, stages: Stages) -> Replacements:
         """Token embeddings for every placeholder of the prompt."""
         identities = self.text_encoder.identities
-        found: dict[str, dict[str, torch.Tensor] | None] = {}
+        found: dict[str, dict[str, Embeddings] | None] = {}
         for encoder, chunks in self.tokens.items():
             model = getattr(self.text_encoder, f"clip_{encoder}")
             rows = identities.rows(model, encoder, list(items_of(chunks)), role, stages)
@@ -303,7 +313,9 @@ class _Prompt:
     def tells(self, mean: Replacements) -> bool:
         """Whether the context of the mean vectors is another than the class word's."""
         return any(
-            not torch.equal(rows, word[: len(rows)]) or not torch.equal(rows[-1:], word[-1:])
+            isinstance(rows, PositionFree)
+            or not torch.equal(rows, word[: len(rows)])
+            or not torch.equal(rows[-1:], word[-1:])
             for name, of_encoders in mean.items()
             for encoder, rows in (of_encoders or {}).items()
             for word in (self._class_word(encoder, name),)
@@ -317,9 +329,10 @@ class _Prompt:
     def key(replacements: Replacements) -> object:
         """Equal for embeddings of equal numbers."""
         return frozenset(
-            (name, encoder, rows.numpy().tobytes())
+            (name, encoder, *(part.numpy().tobytes() for part in parts))
             for name, of_encoders in replacements.items()
             for encoder, rows in (of_encoders or {}).items()
+            for parts in (rows if isinstance(rows, PositionFree) else (rows,),)
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.sd import CLIP
@@ -26,11 +26,26 @@ from ...text.placeholders import find_placeholders
 Tokens = dict[str, list[list[tuple[Any, ...]]]]
 """ComfyUI's tokens: text encoder ("l", "g") -> chunks of (id or embedding, weight, ...)."""
 
-Rows = Mapping[str, torch.Tensor | None]
-"""Identity name -> token embeddings (vectors, width), or None for the class word's ids."""
 
-Replacements = Mapping[str, Mapping[str, torch.Tensor] | None]
-"""Identity name -> text encoder -> token embeddings (vectors, width); None as in ``Rows``."""
+class PositionFree(NamedTuple):
+    """Vectors (vectors, width) that stand for token and position together.
+
+    ``positions`` (tokens, width) is what the text encoder adds to each place of a chunk, and is
+    therefore taken off them where they are put in.
+    """
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+
+
+Embeddings = torch.Tensor | PositionFree
+"""Token embeddings (vectors, width), or vectors that no position is added to."""
+
+Rows = Mapping[str, Embeddings | None]
+"""Identity name -> what takes the place of its placeholder, None for the class word's ids."""
+
+Replacements = Mapping[str, Mapping[str, Embeddings] | None]
+"""Identity name -> text encoder -> what takes the place; None as in ``Rows``."""
 
 
 class PlaceholderToken(int):
@@ -205,18 +220,44 @@ def placeholders_in(tokens: Tokens) -> set[str]:
     return {item.name for item in items if isinstance(item, PlaceholderToken)}
 
 
-def replaced(item: Any, rows: Rows) -> Any:
-    """What takes the place of one token: itself, a row of embeddings, or the class word's id.
+def replaced(chunk: Sequence[Any], rows: Rows) -> list[Any]:
+    """A chunk of tokens with what takes the place of each: itself, a row, or the class word's id.
 
     Position p of a placeholder gets row p, and the last row where there are fewer rows than
     positions. Placeholders that are not in ``rows`` stay marked.
     """
-    if not isinstance(item, PlaceholderToken) or item.name not in rows:
-        return item
-    embeddings = rows[item.name]
-    if embeddings is None:
-        return int(item)
-    return embeddings[min(item.position, len(embeddings) - 1)]
+    items, place = [], 0
+    for item in chunk:
+        if isinstance(item, PlaceholderToken) and item.name in rows:
+            found = rows[item.name]
+            item = int(item) if found is None else _row(found, item.position, place)
+        items.append(item)
+        place += _places(item, rows)
+    return items
+
+
+def _row(found: Embeddings, position: int, place: int) -> torch.Tensor:
+    """The row of a placeholder's position that stands in a place of the chunk."""
+    rows = found.rows if isinstance(found, PositionFree) else found
+    row = rows[min(position, len(rows) - 1)]
+    if isinstance(found, PositionFree) and place < len(found.positions):
+        return row - found.positions[place]
+    return row  # or cut off behind the end of the chunk
+
+
+def _places(item: Any, rows: Rows) -> int:
+    """How many places an item takes, as ``SDClipModel.process_tokens`` counts: an embedding may
+    have several vectors, and one of another width is dropped."""
+    if not torch.is_tensor(item):
+        return 1
+    wanted = {
+        (one.rows if isinstance(one, PositionFree) else one).shape[-1]
+        for one in rows.values()
+        if one is not None
+    }
+    if wanted and item.shape[-1] not in wanted:
+        return 0
+    return item.numel() // item.shape[-1]
 
 
 def substitute(tokens: Tokens, replacements: Replacements) -> Tokens:
@@ -233,7 +274,15 @@ def substitute(tokens: Tokens, replacements: Replacements) -> Tokens:
         }
 
     return {
-        encoder: [[(replaced(item, rows), *rest) for item, *rest in chunk] for chunk in chunks]
+        encoder: [
+            [
+                (item, *rest)
+                for item, (_, *rest) in zip(
+                    replaced([item for item, *_ in chunk], rows), chunk, strict=True
+                )
+            ]
+            for chunk in chunks
+        ]
         for encoder, chunks, rows in (
             (encoder, chunks, rows_of(encoder)) for encoder, chunks in tokens.items()
         )

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .tokens import AppliedIdentity
 
-METHODS = {"tokens": AppliedIdentity}
+METHODS = {"tokens": AppliedIdentity, "position-free": AppliedIdentity}
 """``Identity.kind`` -> what an identity of that kind is when it is applied, as
 :class:`clip.encoder.Applied` asks."""

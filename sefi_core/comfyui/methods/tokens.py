@@ -38,6 +38,10 @@ class AppliedIdentity:
         """Number of stages, S."""
         return self.identity.stages
 
+    def strength(self, role: Role) -> float:
+        """How much of the identity goes into keys or values."""
+        return self.strength_k if role == "key" else self.strength_v
+
     def acts(self) -> bool:
         """Whether a strength is not 0."""
         return self.strength_k != 0 or self.strength_v != 0
@@ -49,9 +53,8 @@ class AppliedIdentity:
 
         See :meth:`clip.encoder.Applied.rows`.
         """
-        key = role == "key"
-        strength = self.strength_k if key else self.strength_v
-        vectors = self.identity.key_vectors if key else self.identity.value_vectors
+        strength = self.strength(role)
+        vectors = self.identity.key_vectors if role == "key" else self.identity.value_vectors
         if strength == 0 or encoder not in vectors:
             return None
         rows = vectors[encoder].mean(0) if stage is None else vectors[encoder][stage]
