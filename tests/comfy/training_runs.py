@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import comfy.lora
 import comfy.sd
 import torch
 from comfy_api.latest import io
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
+from sefi_ide.sefi_core.comfyui.learning import snapshots
+from sefi_ide.sefi_core.comfyui.learning.remembered import forget
 from sefi_ide.sefi_core.identity.identity import Identity
 
 from . import random_checkpoint
@@ -36,8 +40,14 @@ def photo_and_mask(height: int = 80, width: int = 64) -> tuple[torch.Tensor, tor
         return torch.where(mask[..., None] > 0, torch.tensor([0.9, 0.6, 0.4]), image), mask
 
 
-def run(models, photos=None, masks=None, **changes):
-    """Execute the node as ComfyUI does: in inference mode, every input as a list."""
+def run(models, photos=None, masks=None, from_new=True, **changes):
+    """Execute the node as ComfyUI does: in inference mode, every input as a list.
+
+    With ``from_new`` no training of before is remembered, and no snapshot gone on from.
+    """
+    if from_new:
+        forget()
+        shutil.rmtree(snapshots.folder(), ignore_errors=True)
     inputs = dict.fromkeys(("model", "clip", "vae"))
     inputs.update(zip(inputs, models, strict=True))
     schema = SeFiTrainIdentity.GET_SCHEMA()
