@@ -3,18 +3,25 @@
  *
  * The schema says `advanced` in the options of a widget, where only Nodes 2.0 looks; classic nodes
  * look at the widget itself, and leave room for it as long as it is not hidden. Both follow the
- * node's "Show Advanced" here. An input that is connected is always shown, as Nodes 2.0 does.
+ * node's "Show Advanced" here. An input that is connected is always shown, as Nodes 2.0 does. Classic
+ * nodes offer it in their menu only, so that they get a button as well, like that of Nodes 2.0.
  */
 import { app } from "../../scripts/app.js"
 
 const PREFIX = "SeFi"
+/** Pixels that a field of several lines gets beyond its least height. */
+const TEXT_ROOM = 40
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"
+
+function alwaysShown() {
+    return Boolean(app.extensionManager.setting.get(ALWAYS))
+}
 
 function fold(node, widget) {
     let hidden = widget.hidden
     const isAdvanced = () =>
         !node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null) &&
-        !app.extensionManager.setting.get(ALWAYS)
+        !alwaysShown()
     Object.defineProperties(widget, {
         advanced: { configurable: true, enumerable: true, get: isAdvanced, set() {} },
         hidden: {
@@ -23,6 +30,20 @@ function fold(node, widget) {
             get: () => hidden || (!node.showAdvanced && isAdvanced()),
             set: (value) => (hidden = value),
         },
+    })
+}
+
+function addButton(node) {
+    const options = { serialize: false, canvasOnly: true }
+    const button = node.addWidget("button", "advanced_inputs", null, () => node.toggleAdvanced(), options)
+    button.serialize = false // not among the saved values of the widgets
+    Object.defineProperties(button, {
+        label: {
+            configurable: true,
+            get: () => (node.showAdvanced ? "Hide advanced inputs" : "Show advanced inputs"),
+            set() {},
+        },
+        hidden: { configurable: true, get: alwaysShown, set() {} },
     })
 }
 
@@ -51,8 +72,11 @@ app.registerExtension({
         const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced)
         if (!advanced.length) return
         for (const widget of advanced) fold(node, widget)
+        addButton(node)
         shrinkWhenFolded(node)
         // Only a new node: a saved one gets its saved size right after this.
-        if (!LiteGraph.vueNodesMode) node.setSize([node.size[0], node.computeSize()[1]])
+        const texts = node.widgets.filter((widget) => widget.element?.tagName === "TEXTAREA" && !widget.hidden)
+        const height = node.computeSize()[1] + texts.length * TEXT_ROOM
+        if (!LiteGraph.vueNodesMode) node.setSize([node.size[0], height])
     },
 })

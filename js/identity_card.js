@@ -78,6 +78,7 @@ async function update(node) {
     const shown = JSON.stringify([file, renamed, warning])
     if (shown === state.shown) return
     state.shown = shown
+    state.card.classList.toggle("sefi-mismatch", Boolean(warning))
     state.card.replaceChildren(...(renamed ? drawn(renamed, warning) : nobody(file)))
 }
 
@@ -117,7 +118,12 @@ function drawn(identity, warning) {
         ),
         line([classWord, labelOf(family)].filter(Boolean).map((textContent) => element("span", { textContent }))),
         warning
-            ? element("div", { className: "sefi-card-warning", textContent: warning, title: warning, role: "alert" })
+            ? element(
+                  "div",
+                  { className: "sefi-card-warning", title: warning, role: "alert" },
+                  element("span", { className: "pi pi-exclamation-triangle", ariaHidden: "true" }),
+                  warning
+              )
             : line(facts)
     )
     return [face(picture, "sefi-card-face"), text]

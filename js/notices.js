@@ -1,6 +1,7 @@
 /** What the user is told in toasts, and what is brought up to date after a run. */
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { loadStyles } from "./lib/elements.js"
 import { inputsOf, places, valueOf } from "./lib/graph.js"
 import { APPLY, identitiesOfGraph, namesInClip, placeWithId } from "./lib/identities.js"
 import { identityFiles, isName } from "./lib/library.js"
@@ -11,24 +12,55 @@ const SAVE = "SeFiSaveIdentity"
 const NO_PROMPTS = ["SeFiTrainIdentity", "SeFiPromptScore"]
 const WARNING_MILLISECONDS = 12000
 const ERROR_MILLISECONDS = 20000
+/** How long the frontend's message takes to be in its place. */
+const OVERLAY_MILLISECONDS = 400
+const CHECK_MILLISECONDS = 250
+const TOAST_GAP = 8
 
-const shown = new Set()
+const toasts = new Map()
 
-/** A toast, unless the very same is still there. */
-function tell(severity, summary, detail, life) {
-    const key = JSON.stringify([severity, summary, detail])
-    if (shown.has(key)) return
-    shown.add(key)
-    setTimeout(() => shown.delete(key), life)
-    app.extensionManager.toast.add({ severity, summary, detail, life })
+/** A toast, in place of one that says the same already; returns it. */
+function tell(severity, summary, detail, life, styleClass = "") {
+    const toast = { severity, summary, detail, life, styleClass }
+    const key = JSON.stringify(toast)
+    if (toasts.has(key)) app.extensionManager.toast.remove(toasts.get(key))
+    toasts.set(key, toast)
+    app.extensionManager.toast.add(toast)
+    return toast
 }
 
-/** The sentence of an error that the user can put right; the frontend says only that there is one. */
-function onError({ detail: error }) {
+/** The sentence of an error that the user can put right: the frontend says only that there is one. */
+async function onError({ detail: error }) {
     if (error.exception_type !== ERROR) return
+    // Without its panel of errors the frontend opens a dialog, which has the sentence.
+    if (!app.extensionManager.setting.get("Comfy.RightSidePanel.ShowErrorsTab")) return
     const sentence = error.exception_message.trim()
     const [node, rest] = /^(SeFi [A-Z][A-Za-z ]*): (.+)$/s.exec(sentence)?.slice(1) ?? []
-    tell("error", node ?? "SeFi-IDE", rest ? rest[0].toLocaleUpperCase() + rest.slice(1) : sentence, ERROR_MILLISECONDS)
+    const overlay = await overlayOfError()
+    const detail = rest ? rest[0].toLocaleUpperCase() + rest.slice(1) : sentence
+    const toast = tell("error", node ?? "SeFi-IDE", detail, ERROR_MILLISECONDS, "sefi-below")
+    if (overlay) leaveWith(overlay, toast)
+}
+
+/** The frontend's own message of an error, if it has one. Toasts that come leave it free. */
+async function overlayOfError() {
+    await new Promise((resolve) => setTimeout(resolve, OVERLAY_MILLISECONDS))
+    const overlay = document.querySelector("[data-testid=error-overlay]")
+    const { bottom = 0 } = overlay?.getBoundingClientRect() ?? {}
+    const { top = 0 } = document.querySelector(".p-toast-top-right")?.getBoundingClientRect() ?? {}
+    const room = overlay ? Math.max(0, bottom - top + TOAST_GAP) : 0
+    document.documentElement.style.setProperty("--sefi-below", `${room}px`)
+    return overlay
+}
+
+/** Take a toast away as soon as the frontend's message is: closed, opened, or run again. */
+function leaveWith(overlay, toast) {
+    const check = setInterval(() => {
+        if (overlay.isConnected) return
+        clearInterval(check)
+        app.extensionManager.toast.remove(toast)
+    }, CHECK_MILLISECONDS)
+    setTimeout(() => clearInterval(check), toast.life)
 }
 
 /** Words of a text that stand like placeholders, without other packs' tags. */
@@ -99,6 +131,7 @@ function onExecuted({ detail }) {
 app.registerExtension({
     name: "SeFi.Notices",
     async setup() {
+        loadStyles()
         api.addEventListener("execution_error", onError)
         api.addEventListener("promptQueueing", () => void warnOfUnknownWords())
         api.addEventListener("executed", onExecuted)

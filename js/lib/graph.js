@@ -9,7 +9,8 @@ import { app } from "../../../scripts/app.js"
 
 const NEVER = 2
 const BYPASS = 4
-const SUBGRAPH_INPUT = -10
+/** The id of the node that stands for a subgraph's inputs; a number or a text. */
+const SUBGRAPH_INPUT = "-10"
 
 /** The values of these nodes are the values of their outputs. */
 const CONSTANTS = ["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"]
@@ -35,7 +36,7 @@ export function source({ node, hosts }, index, visited = new Set()) {
     visited.add(input)
     const link = input.link == null ? null : linkOf(node.graph, input.link)
     if (!link) return input.link == null ? null : undefined
-    if (link.origin_id === SUBGRAPH_INPUT) return fromOutside(hosts, link.origin_slot, visited)
+    if (comesFromOutside(link)) return fromOutside(hosts, link.origin_slot, visited)
     const origin = { node: node.graph.getNodeById(link.origin_id), hosts }
     return origin.node ? output(origin, link.origin_slot, input.type, visited) : undefined
 }
@@ -62,6 +63,10 @@ function linkOf(graph, id) {
     return graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id]
 }
 
+function comesFromOutside(link) {
+    return String(link.origin_id) === SUBGRAPH_INPUT
+}
+
 /** What comes into a subgraph through the input `slot` of the node that stands for it. */
 function fromOutside(hosts, slot, visited) {
     const host = hosts.at(-1)
@@ -82,7 +87,7 @@ function output(origin, slot, type, visited) {
     if (node.subgraph) {
         const id = node.subgraph.outputs?.[slot]?.linkIds?.[0]
         const link = id == null ? null : linkOf(node.subgraph, id)
-        if (!link || link.origin_id === SUBGRAPH_INPUT) return undefined
+        if (!link || comesFromOutside(link)) return undefined
         const inner = { node: node.subgraph.getNodeById(link.origin_id), hosts: [...hosts, node] }
         return inner.node ? output(inner, link.origin_slot, type, visited) : undefined
     }
