@@ -105,10 +105,15 @@ def test_optional_packages_are_imported_only_where_they_are_used(source):
 
 
 def test_no_print_no_pickle_no_network(source):
-    _, tree = source
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not called & {"print", "eval", "exec", "torch.load", "torch.save"}
-    assert not absolute(tree) & FORBIDDEN
+    """Foreign pickles are read as tensors only; routes of ComfyUI's own server are in one module."""
+    path, tree = source
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {ast.unparse(call.func) for call in calls} & {"print", "eval", "exec", "torch.save"}
+    for call in calls:
+        if ast.unparse(call.func) == "torch.load":
+            assert "weights_only=True" in map(ast.unparse, call.keywords)
+    served = {"aiohttp"} if path.name == "routes.py" else set()
+    assert not absolute(tree) & FORBIDDEN - served
 
 
 def test_the_rules_look_at_the_right_files():

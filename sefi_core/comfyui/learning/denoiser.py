@@ -25,7 +25,17 @@ from ...stages import stage_of_timestep
 from ...text.captions import with_caption
 from ...text.placeholders import expand_template
 from ..base_model import Block, latent_format_of, representative_layers, training_sigmas
-from ..clip.tokens import PlaceholderToken, Tokens, items_of, substitute, with_placeholders
+from ..clip.embeddings import position_embeddings
+from ..clip.tokens import (
+    Embeddings,
+    PlaceholderToken,
+    PositionFree,
+    Tokens,
+    encoder_models,
+    items_of,
+    substitute,
+    with_placeholders,
+)
 from ..unet.capture import PATCH, Layer, looking
 from .memory import memory_of_a_step
 
@@ -92,6 +102,12 @@ class ComfyDenoiser:
         # Each encoding asks for it; see load().
         self.clip.load_model = partial(_load_if_needed, self.clip.patcher)
         self.names = [identity.name for identity in identities]
+        positions = {}
+        if any(identity.position_free for identity in identities):
+            positions = {
+                name: position_embeddings(encoder) for name, encoder in encoder_models(clip).items()
+            }
+        self.positions = [positions if one.position_free else {} for one in identities]
         self.people = people or [0] * len(latents)
         self.class_guided = class_guided
         self.latents, self.masks = latents, masks
@@ -246,13 +262,18 @@ class ComfyDenoiser:
         """
         keys, values = [], []
         for (key, value), prompt in zip(rows, prompts, strict=True):
-            tokens = self.prompts[prompt]
-            name = self.names[prompt // (self.distinct_captions * self.templates)]
-            keys.append(self._encode(substitute(tokens, {name: key})))
-            values.append(
-                keys[-1] if value is key else self._encode(substitute(tokens, {name: value}))
-            )
+            keys.append(self._encode_with(key, prompt))
+            values.append(keys[-1] if value is key else self._encode_with(value, prompt))
         return _texts_of(keys, values)
+
+    def _encode_with(self, rows: Mapping[str, torch.Tensor], prompt: int) -> Encoded:
+        """A prompt with these embeddings in the place of its placeholder."""
+        person = prompt // (self.distinct_captions * self.templates)
+        put_in: dict[str, Embeddings] = dict(rows)
+        if self.positions[person]:
+            positions = self.positions[person]
+            put_in = {name: PositionFree(row, positions[name]) for name, row in rows.items()}
+        return self._encode(substitute(self.prompts[prompt], {self.names[person]: put_in}))
 
     def _encode(self, tokens: Tokens) -> Encoded:
         """The context (1, tokens, width) and the pooled output (1, width) of a prompt."""
