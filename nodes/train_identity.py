@@ -9,7 +9,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..sefi_core.comfyui.learning.live import workflow_id
 from ..sefi_core.comfyui.learning.progress import TrainingProgress
-from ..sefi_core.comfyui.learning.train import train_identity
+from ..sefi_core.comfyui.learning.remembered import learn
 from ..sefi_core.comfyui.library import check_saveable_name
 from ..sefi_core.errors import raised_by
 from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
@@ -178,11 +178,12 @@ class SeFiTrainIdentity(io.ComfyNode):
             with TrainingProgress(
                 chosen.steps,
                 cls.hidden.unique_id,
+                chosen.preview_every,
                 f"<{name}>",
                 workflow_id(cls.hidden.extra_pnginfo),
                 context.prompt_id if context is not None else "",
             ) as progress:
-                result = train_identity(
+                result = learn(
                     model[0],
                     clip[0],
                     vae[0],
@@ -191,7 +192,7 @@ class SeFiTrainIdentity(io.ComfyNode):
                     class_word,
                     chosen,
                     start,
-                    watcher=progress,
+                    progress,
                 )
         losses = {"loss": [step.loss for step in result.history]}
         return io.NodeOutput(result.identity, losses, result.report[None])
@@ -329,7 +330,8 @@ def _advanced_inputs() -> list[io.Input]:
             max=20000,
             optional=True,
             advanced=True,
-            tooltip="Steps between preview pictures; 0 for none.",
+            tooltip="Steps between preview pictures; fewer where they would take more than "
+            "3 % of the time. 0 for none.",
         ),
         # Last, and optional: saved workflows list values by position, and prompts lack it.
         io.Int.Input(

@@ -12,47 +12,54 @@ from ..attention.heat_maps import added_up, heat_picture
 from ..images import float_tensor, resized
 from .loop import Step, smoothed
 
-PANEL = 256
-CHART_HEIGHT = 220
-_MARGIN = 44
-_INK, _GRID, _PAPER = (40, 40, 48), (222, 222, 228), (255, 255, 255)
+PANEL = 384
+LABEL = 44
+CHART_HEIGHT = 300
+_MARGIN = 24
+_FONT = 26
+"""Readable where the whole report is 400 pixels wide, about half its size."""
+_INK, _FAINT, _GRID, _PAPER = (40, 40, 48), (110, 110, 122), (222, 222, 228), (255, 255, 255)
 _LINES = {"noise": (38, 98, 190), "attention": (208, 92, 34), "leak": (40, 132, 84)}
 
 
 def training_report(
     history: Sequence[Step],
     photo: torch.Tensor,
-    before: torch.Tensor,
-    after: torch.Tensor,
+    maps: tuple[torch.Tensor, torch.Tensor],
+    losses: tuple[float, float],
     sample: torch.Tensor,
     placeholder: str,
     caption: str = "",
+    steps: int = 0,
 ) -> torch.Tensor:
-    """Photo, attention before and after, and a sample above the loss curves; (H, W, 3) in [0, 1].
+    """Photo and sample, attention before and after, the loss curves; (H, W, 3) in [0, 1].
 
-    ``photo`` and ``sample`` are (H, W, 3); ``before`` and ``after`` are the placeholder's maps
-    (h, w) in [0, 1], laid over the photo. ``caption`` is what the photo was said to show.
+    ``photo`` and ``sample`` are (H, W, 3). ``maps`` are the placeholder's before and after, (h, w)
+    in [0, 1], laid over the photo; ``losses`` the noise loss before and after, on the same noise.
+    ``caption`` is what the photo was said to show, ``steps`` how many there were to be.
     """
     size = (PANEL, PANEL)
     photo, sample = (_scaled(picture) for picture in (photo, sample))
-    maps = added_up([torch.stack([before, after]).float()], size)
-    nothing = torch.zeros(size)
-    label = f"photo: {caption}" if caption else "photo"
-    panels = [
-        torch.cat([photo, heat_picture(nothing, None, label)[PANEL:]]),
-        heat_picture(maps[0], photo, f"{placeholder} before"),
-        heat_picture(maps[1], photo, f"{placeholder} after"),
-        torch.cat([sample, heat_picture(nothing, None, "sample")[PANEL:]]),
+    before, after = added_up([torch.stack(maps).float()], size)
+    rows = [
+        [(photo, f"photo: {caption}" if caption else "photo"), (sample, f"{placeholder} drawn")],
+        [
+            (heat_picture(before, photo, "")[:PANEL], f"{placeholder} looks: before"),
+            (heat_picture(after, photo, "")[:PANEL], "after"),
+        ],
     ]
-    top = torch.cat(panels, dim=1)
-    return torch.cat([top, _chart(history, top.shape[1])])
+    panels = [
+        torch.cat([torch.cat([picture, _label(text)]) for picture, text in row], dim=1)
+        for row in rows
+    ]
+    return torch.cat([*panels, _chart(history, losses, max(steps, len(history)))])
 
 
 def text_picture(text: str) -> torch.Tensor:
-    """A text as a picture (PANEL, 2 * PANEL, 3) in [0, 1]; what does not fit is cut off."""
-    image = Image.new("RGB", (2 * PANEL, PANEL), _PAPER)
-    lines = textwrap.wrap(text, width=62, max_lines=12)
-    font = ImageFont.load_default(14)
+    """A text as a picture (256, 512, 3) in [0, 1]; what does not fit is cut off."""
+    image = Image.new("RGB", (512, 256), _PAPER)
+    lines = textwrap.wrap(text, width=36, max_lines=8)
+    font = ImageFont.load_default(24)
     ImageDraw.Draw(image).multiline_text((16, 16), "\n".join(lines), fill=_INK, font=font)
     return float_tensor(image)
 
@@ -61,29 +68,61 @@ def _scaled(picture: torch.Tensor) -> torch.Tensor:
     return resized(picture.float().cpu().movedim(-1, 0), (PANEL, PANEL)).movedim(0, -1)
 
 
-def _chart(history: Sequence[Step], width: int) -> torch.Tensor:
-    """Running means of the losses, each on its own scale, as a picture."""
+def _label(text: str) -> torch.Tensor:
+    """A strip (LABEL, PANEL, 3) with a text, cut where it is too long."""
+    image = Image.new("RGB", (PANEL, LABEL), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT)
+    while len(text) > 1 and draw.textlength(text, font) > PANEL - 16:
+        text = text.removesuffix("…")[:-1] + "…"
+    draw.text((PANEL / 2, LABEL / 2), text, font=font, anchor="mm", fill=_INK)
+    return float_tensor(image)
+
+
+def _chart(history: Sequence[Step], losses: tuple[float, float], steps: int) -> torch.Tensor:
+    """The loss on fixed noise, above running means of the steps' losses, each on its own scale."""
+    width = 2 * PANEL
     image = Image.new("RGB", (width, CHART_HEIGHT), _PAPER)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(13)
-    left, right, top, bottom = _MARGIN, width - _MARGIN, 30, CHART_HEIGHT - 28
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT)
+    left, right, top, bottom = _MARGIN, width - _MARGIN, 96, CHART_HEIGHT - 48
+    draw.text((left, 8), _comparison(*losses), fill=_INK, font=font)
     for share in (0.0, 0.5, 1.0):
         y = bottom + (top - bottom) * share
         draw.line([(left, y), (right, y)], fill=_GRID)
-    for place, (name, colour) in enumerate(_LINES.items()):
-        values = smoothed([getattr(step, name) for step in history])
-        low, high = min(values), max(values)
-        span = high - low or 1.0
-        points = [
-            (
-                left + (right - left) * i / max(1, len(values) - 1),
-                bottom + (top - bottom) * (value - low) / span,
-            )
-            for i, value in enumerate(values)
-        ]
-        draw.line(points if len(points) > 1 else points * 2, fill=colour, width=2)
-        label = f"{name} loss  {values[0]:.4g} to {values[-1]:.4g}"
-        draw.text((left + place * (right - left) / len(_LINES), 8), label, fill=colour, font=font)
-    draw.text((left, bottom + 8), "step 1", fill=_INK, font=font)
-    draw.text((right, bottom + 8), f"{len(history)}", fill=_INK, font=font, anchor="ra")
+    place = float(left)
+    for name, colour in _LINES.items():
+        values = [getattr(step, name) for step in history]
+        if not any(values):  # a loss that is turned off
+            continue
+        draw.line(_curve(values, (left, right, top, bottom)), fill=colour, width=4, joint="curve")
+        draw.text((place, 48), name, fill=colour, font=font)
+        place += draw.textlength(name, font) + 28
+    draw.text((right, 48), "loss of the steps", fill=_FAINT, font=font, anchor="ra")
+    done = f"step {len(history)}" + (f" of {steps}: stopped" if len(history) < steps else "")
+    draw.text((left, bottom + 8), "step 1", fill=_FAINT, font=font)
+    draw.text((right, bottom + 8), done, fill=_FAINT, font=font, anchor="ra")
     return float_tensor(image)
+
+
+def _comparison(before: float, after: float) -> str:
+    change = f" ({100 * (after - before) / before:+.0f} %)" if before > 0 else ""
+    return f"noise loss on the same noise: {before:.3g} to {after:.3g}{change}"
+
+
+def _curve(
+    values: Sequence[float], box: tuple[float, float, float, float]
+) -> list[tuple[float, float]]:
+    """Running means of the values as points of a line, from 0 at the bottom of the box."""
+    left, right, top, bottom = box
+    window = max(25, len(values) // 4)
+    means = smoothed(smoothed(values, window), window // 2)
+    # The first ones are means of a few values, which say nothing beside the others.
+    begin = min(window // 2, max(0, len(values) - 2))
+    low, high = min(0.0, *means[begin:]), max(means[begin:])
+    points = [
+        (
+            left + (right - left) * place / max(1, len(means) - 1),
+            bottom + (top - bottom) * (mean - low) / (high - low or 1.0),
+        )
+        for place, mean in enumerate(means)
+    ][begin:]
+    return points if len(points) > 1 else points * 2

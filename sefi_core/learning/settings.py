@@ -70,8 +70,9 @@ class TrainingSettings:
     dtype: str = "auto"
     gradient_checkpointing: str = "auto"
     """One of :data:`CHECKPOINTING`; True and False, as it was once, are "on" and "off"."""
-    preview_every: int = 50
-    """Steps between preview pictures; 0 for none."""
+    preview_every: int = 25
+    """Steps between preview pictures, some of which are left out where they cost too much; 0 for
+    none."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE.items():

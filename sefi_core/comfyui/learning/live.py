@@ -13,6 +13,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -91,6 +92,13 @@ class LiveTraining:
                 values.append(getattr(step, name))
         if time.monotonic() > self._told_at + _SECONDS_BETWEEN_EVENTS:
             self.tell()
+
+    def follow(self, history: Sequence[Step]) -> None:
+        """Take over the steps of an earlier run."""
+        with _lock:
+            self.number = history[-1].number
+            for name, values in self.losses.items():
+                values.extend(getattr(step, name) for step in history)
 
     def show(self, name: str, picture: torch.Tensor) -> None:
         """Keep one of :data:`PICTURES`, (H, W, 3) in [0, 1], in place of the one before it."""

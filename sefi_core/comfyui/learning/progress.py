@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import html
 import logging
-import statistics
 import time
-from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 
 import comfy.model_management
@@ -19,13 +18,13 @@ from ...errors import printable
 from ...images import pixels_of
 from ...learning.loop import Step
 from .live import LEARNING, LiveTraining, prompt_server
+from .pace import Pace
 
 logger = logging.getLogger(__name__)
 
 _PREVIEW_SIZE = 512
 _SMOOTHING = 0.95
 _SECONDS_BETWEEN_TEXTS = 0.25
-_RECENT_STEPS = 25
 
 
 class Watcher:
@@ -37,8 +36,22 @@ class Watcher:
     def step(self, step: Step) -> None:
         """A step is finished. May raise to stop."""
 
+    def going_on(self, history: Sequence[Step]) -> None:
+        """These steps were taken before it was interrupted, and the next one follows on them."""
+
     def picture(self, name: str, picture: torch.Tensor) -> None:
         """There is a newer one of :data:`.live.PICTURES`, (H, W, 3) in [0, 1]."""
+
+    def is_due(self, number: int) -> bool:
+        """Whether pictures are wanted after the step of that number."""
+        return False
+
+    def preview_scale(self) -> float:
+        """Whether one of these is to be a preview, which takes time: its side, 0 for none.
+
+        As a share of the training pictures' side.
+        """
+        return 0.0
 
     def stopping(self) -> bool:
         """Whether the training shall end now, with what was learned."""
@@ -46,7 +59,9 @@ class Watcher:
 
 
 class TrainingProgress(Watcher):
-    """Tells ComfyUI of a training of ``steps`` steps in the node ``node``; see :class:`Live`.
+    """Tells ComfyUI of a training of ``steps`` steps in the node ``node``; see :mod:`.live`.
+
+    ``every`` is the number of steps between pictures, 0 for none.
 
     A context manager: inside it there is a bar in the console, as of ComfyUI's samplers. While
     there is one, ComfyUI does not log every time that it prepares a model in dynamic VRAM. How the
@@ -57,19 +72,20 @@ class TrainingProgress(Watcher):
         self,
         steps: int,
         node: str | None,
+        every: int = 0,
         placeholder: str = "",
         workflow: str = "",
         prompt: str = "",
     ) -> None:
-        self.steps, self.node = steps, node
+        self.steps, self.node, self.every = steps, node, every
         self.live = LiveTraining(steps, placeholder, workflow, node or "", prompt)
         self.bar = comfy.utils.ProgressBar(steps, node_id=node)
         self.console = tqdm(total=steps, disable=not comfy.utils.PROGRESS_BAR_ENABLED)
         self.mean: float | None = None
         self.number = 0
         self.said = 0.0
-        self.ended = 0.0
-        self.durations: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self.recall = ""
+        self.pace = Pace(steps)
 
     def __enter__(self) -> TrainingProgress:
         self.phase(self.live.phase)  # in the place of what the run before said
@@ -82,13 +98,15 @@ class TrainingProgress(Watcher):
         traceback: TracebackType | None,
     ) -> None:
         self.console.close()
-        where = f"at step {self.number} of {self.steps}"
+        where = f"at step {self.number} of {self.steps}" if self.number else "before the first step"
         if error is None and self.number == self.steps:
-            self._end("finished", "", f"learned in {self.steps} steps")
+            self.live.resumable = 0
+            self._end("finished", self.recall, self.recall or f"learned in {self.steps} steps")
         elif error is None:
             self._end("stopped", f"stopped {where}, and kept", f"stopped {where}, and kept")
         elif isinstance(error, comfy.model_management.InterruptProcessingException):
-            self._end("cancelled", f"cancelled {where}", f"cancelled {where}")
+            again = "; queue it again to go on from there" if self.live.resumable else ""
+            self._end("cancelled", f"cancelled {where}{again}", f"cancelled {where}{again}")
         else:
             why = printable(str(error)) or type(error).__name__
             self._end("failed", why, f"failed {where}: {why}")
@@ -96,7 +114,7 @@ class TrainingProgress(Watcher):
     def phase(self, name: str) -> None:
         """Name what begins; raises ComfyUI's exception where the user has cancelled."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.ended = time.monotonic()
+        self.pace.begin()
         self.live.enter(name)
         if name != LEARNING:
             self._say(name)
@@ -106,33 +124,63 @@ class TrainingProgress(Watcher):
 
         Raises ComfyUI's exception where the user has cancelled.
         """
-        self.number = step.number
-        previous = step.loss if self.mean is None else self.mean
-        self.mean = _SMOOTHING * previous + (1 - _SMOOTHING) * step.loss
-        now = time.monotonic()
-        self.durations.append(now - self.ended)
-        self.ended = now
-        left = self.seconds_left()
+        self._average(step)
+        self.pace.step(step.number)
+        left = self.pace.seconds_left()
         self.live.step(step, left)
         self.console.update()
+        now = time.monotonic()
         if step.number == self.steps or now > self.said + _SECONDS_BETWEEN_TEXTS:
             how_long = "" if left is None or step.number == self.steps else f", {_duration(left)}"
             self._say(f"step {step.number} of {self.steps}, loss {self.mean:.4f}{how_long}")
         self.bar.update_absolute(step.number, self.steps)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def seconds_left(self) -> float | None:
-        """How long the steps that are left will take, by the median of the last ones.
+    def going_on(self, history: Sequence[Step]) -> None:
+        """Say from which step it goes on, and show the losses of those before."""
+        self._follow(history)
+        self.kept(self.number)
+        self.live.message = f"going on from step {self.number} of {self.steps}"
+        logger.info("SeFi Train Identity: %s.", self.live.message)
+        self._say(self.live.message)
+        self.live.tell()
 
-        None at first: the first step is none to judge by, since models are loaded in it.
-        """
-        if self.number < 3:
-            return None
-        known = list(self.durations)[1 if self.number == len(self.durations) else 0 :]
-        return statistics.median(known) * (self.steps - self.number)
+    def recalled(self, history: Sequence[Step]) -> None:
+        """Say that all of it was learned before, with the losses of then."""
+        self._follow(history)
+        self.recall = "learned before with the same settings"
+
+    def kept(self, step: int) -> None:
+        """There is a snapshot of that step to go on from."""
+        self.live.resumable = step
+
+    def _follow(self, history: Sequence[Step]) -> None:
+        for step in history:
+            self._average(step)
+        self.live.follow(history)
+        self.console.update(len(history))
+        self.bar.update_absolute(self.number, self.steps)
+
+    def _average(self, step: Step) -> None:
+        self.number = step.number
+        previous = step.loss if self.mean is None else self.mean
+        self.mean = _SMOOTHING * previous + (1 - _SMOOTHING) * step.loss
+
+    def is_due(self, number: int) -> bool:
+        """Every so many steps, and after the last."""
+        return self.every > 0 and (number % self.every == 0 or number == self.steps)
+
+    def preview_scale(self) -> float:
+        """As large as there is time for; the one after the last step is drawn for the report."""
+        scale = self.pace.affordable_preview() if self.number < self.steps else 0.0
+        if scale:
+            self.pace.draw(scale)
+        return scale
 
     def picture(self, name: str, picture: torch.Tensor) -> None:
         """Show a picture on the panel, and a preview on the node as well."""
+        if name == "preview":
+            self.pace.drawn()
         self.live.show(name, picture)
         if name == "preview":
             preview = ("JPEG", Image.fromarray(pixels_of(picture).numpy()), _PREVIEW_SIZE)

@@ -31,8 +31,10 @@ from .differentiable import differentiable
 from .expressions import expressions_in
 from .live import LEARNING, LOADING, LOOKING, REPORTING
 from .memory import is_checkpointing
-from .pictures import picture_or_why_not, placeholder_map, sample_picture
+from .pictures import picture_or_why_not, sample_picture
 from .progress import Watcher
+from .showing import TrainingPictures
+from .snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +45,15 @@ HALF_LOSS_SCALE = 2.0**16
 class TrainingResult:
     """``report`` is a picture (H, W, 3) in [0, 1]: photo, attention before and after, losses.
 
-    ``stopped`` is whether the watcher has ended it before its last step.
+    ``stopped`` is whether the watcher has ended it before its last step, ``drawn`` whether the
+    report is one, and no text that says why there is none.
     """
 
     identity: Identity
     history: list[Step]
     report: torch.Tensor
     stopped: bool = False
+    drawn: bool = True
 
 
 class _StoppedError(Exception):
@@ -67,6 +71,7 @@ def train_identity(
     start: Identity | None = None,
     on_step: Callable[[Step], None] | None = None,
     watcher: Watcher | None = None,
+    snapshots: Snapshots | None = None,
 ) -> TrainingResult:
     """Learn the per-stage K and V vectors of who is in the photos.
 
@@ -74,7 +79,8 @@ def train_identity(
     changed weight behind even when it is cancelled. ``start`` is an identity to go on from.
     ``on_step`` is called after every step and may raise to stop. ``watcher`` is told of phases,
     steps and pictures, and may have the training end early: what was learned until then is the
-    result. Raises :class:`SeFiError` for input that cannot be trained with, before any long work.
+    result. ``snapshots`` are where it is kept while it lasts, and where it goes on from if there is
+    one. Raises :class:`SeFiError` for input that cannot be trained with, before any long work.
     """
     watcher = watcher or Watcher()
     watcher.phase(LOADING)
@@ -95,7 +101,13 @@ def train_identity(
         latents = _encode_pictures(model, vae, pictures)
         watcher.phase(LOOKING)
         template = settings.templates[0]
-        captions = _with_expressions(captions, model, clip, plain, template, latents, masks, sides)
+        kept = None if snapshots is None else snapshots.load()
+        if kept is None:
+            captions = _with_expressions(
+                captions, model, clip, plain, template, latents, masks, sides
+            )
+        else:
+            captions = kept.captions
         watcher.phase(LOADING)
         denoiser = ComfyDenoiser(
             model,
@@ -148,31 +160,47 @@ def train_identity(
             watcher.step(step)
             if watcher.stopping() and step.number < settings.steps:
                 raise _StoppedError
-            if _is_due(step.number, settings):
-                watcher.picture("preview", picture_or_why_not("preview", draw_sample))
+            shown.after_step(step.number)
 
-        def draw_sample() -> torch.Tensor:
-            return sample_picture(model, clip, vae, current(history), prompt, pictures.shape[1])
+        def draw_sample(side: int, steps: int) -> torch.Tensor:
+            return sample_picture(model, clip, vae, current(history), prompt, side, steps)
 
+        shown = TrainingPictures(watcher, denoiser, parameters, settings, pictures[0], draw_sample)
         modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
         with differentiable(*modules, gradient_checkpointing=denoiser.checkpointing):
             watcher.phase(LOOKING)
-            before = placeholder_map(denoiser, *parameters())
+            before = shown.look()
             watcher.phase(LEARNING)
+            begin = None if kept is None or not kept.state.fits(parameters) else kept.state
+            if begin is not None:
+                history.extend(begin.history)
+                watcher.going_on(begin.history)
+            keep = None if snapshots is None else snapshots.of(captions)
             scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
             with suppress(_StoppedError):
-                optimise(parameters, denoiser, settings, after_step, scale)
+                optimise(parameters, shown.denoiser, settings, after_step, scale, begin, keep)
         identity = current(history)
 
+        drawn = False
+
         def draw() -> torch.Tensor:
+            nonlocal drawn
             with differentiable(*modules):
-                after = placeholder_map(denoiser, *parameters())
+                after = shown.look()
             # Outside of it, where sampling takes no more memory than ever.
-            sample = draw_sample()
-            watcher.picture("preview", sample)
-            return training_report(
-                history, pictures[0], before, after, sample, identity.placeholder, captions[0]
+            sample = shown.sample_for_report()
+            report = training_report(
+                history,
+                pictures[0],
+                (before.where, after.where),
+                (before.loss, after.loss),
+                sample,
+                identity.placeholder,
+                captions[0],
+                settings.steps,
             )
+            drawn = True
+            return report
 
         try:
             watcher.phase(REPORTING)
@@ -180,7 +208,7 @@ def train_identity(
         except comfy.model_management.InterruptProcessingException:
             comfy.model_management.interrupt_current_processing()  # nothing after the training
             report = text_picture("The report was cancelled.")
-    return TrainingResult(identity, history, report, len(history) < settings.steps)
+    return TrainingResult(identity, history, report, len(history) < settings.steps, drawn)
 
 
 def _class_word_identity(
@@ -272,8 +300,3 @@ def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> t
 def _looks_at_maps(settings: TrainingSettings, masks: torch.Tensor | None) -> bool:
     """Whether a loss needs attention maps."""
     return settings.attention_weight > 0 or (settings.leak_weight > 0 and masks is not None)
-
-
-def _is_due(step: int, settings: TrainingSettings) -> bool:
-    every = settings.preview_every
-    return every > 0 and step % every == 0 and step < settings.steps
