@@ -17,14 +17,8 @@ const views = new WeakMap()
 const keyOf = ({ workflow, node }) => `${workflow}\n${node}`
 const rootGraph = () => app.rootGraph ?? app.graph
 
-function query(training, more = {}) {
-    const { workflow, node } = training
-    return new URLSearchParams({ workflow, node, ...more })
-}
-
-function addressOf(training, name) {
-    const version = training.pictures[name]
-    const which = query(training, { name, version, prompt: training.prompt_id })
+function addressOf({ workflow, node, pictures }, name) {
+    const which = new URLSearchParams({ workflow, node, name, version: pictures[name] })
     return api.apiURL(`/sefi/training/picture?${which}`)
 }
 
@@ -65,21 +59,26 @@ function showAll() {
     }
 }
 
-/** Ask the server for a training, with all its losses. */
-async function fetchTraining(key) {
-    const answer = await api.fetchApi(`/sefi/training?${query(key)}`)
-    const known = trainings.get(keyOf(key))
-    const training = answer.ok ? await answer.json() : null
-    if (training) trainings.set(keyOf(key), training)
-    else if (known?.state === "running")
-        trainings.set(keyOf(key), { ...known, state: "failed", message: RESTARTED })
+/** Ask the server for the trainings of the open workflow, with all their losses. */
+async function ask() {
+    const workflow = rootGraph()?.id
+    const before = new Map(trainings)
+    const answer = await api.fetchApi(`/sefi/training?${new URLSearchParams({ workflow })}`)
+    if (!answer.ok) return
+    const found = new Map((await answer.json()).map((training) => [keyOf(training), training]))
+    for (const [key, known] of trainings) {
+        if (known.workflow !== workflow || known.state !== "running" || found.has(key)) continue
+        trainings.set(key, { ...known, state: "failed", message: RESTARTED })
+    }
+    // What an event has told in the meantime is newer than the answer.
+    for (const [key, training] of found)
+        if (trainings.get(key) === before.get(key)) trainings.set(key, training)
 }
 
 async function refresh() {
-    const workflow = rootGraph()?.id
-    const keys = executionIds(rootGraph(), TYPE).map(([node]) => ({ workflow, node }))
     showAll()
-    await Promise.allSettled(keys.map(fetchTraining))
+    if (!executionIds(rootGraph(), TYPE).length) return
+    await ask()
     showAll()
 }
 
@@ -93,7 +92,7 @@ function refreshSoon() {
 async function receive({ detail }) {
     const training = merged(trainings.get(keyOf(detail)), detail)
     if (training) trainings.set(keyOf(detail), training)
-    else await fetchTraining(detail)
+    else if (detail.workflow === rootGraph()?.id) await ask()
     showAll()
 }
 

@@ -1,5 +1,7 @@
 /** Small line charts of losses, as SVG elements. */
 
+import { element } from "./elements.js"
+
 const POINTS = 120
 const WIDTH = 200
 const HEIGHT = 40
@@ -37,30 +39,32 @@ export function smoothed(values, reach) {
     })
 }
 
+/**
+ * @param {string} tag
+ * @param {Object<string, string>} attributes
+ * @returns {SVGElement}
+ */
+function drawn(tag, attributes) {
+    const made = document.createElementNS(SVG, tag)
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value)
+    return made
+}
+
 /** One chart with its name and newest value; what was measured is faint, its course is strong. */
 export class Curve {
-    /** @param {string} title */
-    constructor(title) {
-        this.element = document.createElement("div")
-        this.element.className = "sefi-curve"
-        const name = document.createElement("span")
-        name.textContent = title
-        this.number = document.createElement("span")
-        this.number.className = "sefi-number"
-        const label = document.createElement("div")
-        label.className = "sefi-label"
-        label.append(name, this.number)
-        const chart = document.createElementNS(SVG, "svg")
-        chart.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`)
-        chart.setAttribute("preserveAspectRatio", "none")
-        chart.setAttribute("role", "img")
-        chart.setAttribute("aria-label", `${title} of every step`)
-        this.raw = document.createElementNS(SVG, "polyline")
-        this.raw.setAttribute("class", "sefi-raw")
-        this.course = document.createElementNS(SVG, "polyline")
-        this.course.setAttribute("class", "sefi-course")
+    /** @param {string} name of the loss */
+    constructor(name) {
+        const loss = element("span", { className: "sefi-wide", textContent: " loss" })
+        this.number = element("span", { className: "sefi-number" })
+        const label = element("div", { className: "sefi-label" })
+        label.append(element("span", {}, name, loss), this.number)
+        this.raw = drawn("polyline", { class: "sefi-raw" })
+        this.course = drawn("polyline", { class: "sefi-course" })
+        const whole = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" }
+        const chart = drawn("svg", { ...whole, role: "img", "aria-label": `${name} loss` })
         chart.append(this.raw, this.course)
-        this.element.append(label, chart)
+        const title = `The ${name} loss of every step, and its course`
+        this.element = element("div", { className: "sefi-curve", title }, label, chart)
     }
 
     /**
@@ -81,7 +85,8 @@ export class Curve {
         const first = Math.max(0, step - losses.length)
         const place = (value, index) => {
             const at = first + ((index + 1) / values.length) * losses.length
-            return `${((at / steps) * WIDTH).toFixed(1)},${(HEIGHT - 1 - (value / top) * (HEIGHT - 3)).toFixed(1)}`
+            const height = HEIGHT - 1 - (value / top) * (HEIGHT - 3)
+            return `${((at / steps) * WIDTH).toFixed(1)},${height.toFixed(1)}`
         }
         const course = smoothed(values, Math.ceil(values.length / 12))
         this.raw.setAttribute("points", values.map(place).join(" "))

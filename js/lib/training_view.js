@@ -1,41 +1,29 @@
 /** The panel's elements: what a training looks like on its node. */
 
 import { Curve } from "./curves.js"
+import { element } from "./elements.js"
 import { timeLeft } from "./trainings.js"
 
 const HINT = "Run, and watch the training here."
-const LOSSES = { noise: "noise loss", attention: "attention loss", leak: "leak" }
+const LOSSES = ["noise", "attention", "leak"]
+const STOP = "End the training now, and go on with what it has learned so far"
 const ENDED = { finished: "learned", stopped: "stopped and kept" }
 
 /** Heights in pixels, of the styles in training_panel.css. */
 const IDLE_HEIGHT = 38
+const FAILED_HEIGHT = 157
 const HEIGHT_WITHOUT_PICTURES = 183
 const PICTURES = { sides: 56, least: 88, most: 220 }
-
-/**
- * @param {string} kind
- * @param {string} className
- * @param {...Node} children
- * @returns {HTMLElement}
- */
-function made(kind, className, ...children) {
-    const element = document.createElement(kind)
-    element.className = className
-    element.append(...children)
-    return element
-}
 
 /** A square picture with a line of text under it. */
 class Picture {
     /** @param {string} caption */
     constructor(caption) {
-        this.image = made("img", "sefi-image")
-        this.image.draggable = false
-        this.image.hidden = true
-        this.image.alt = caption
-        const text = made("figcaption", "sefi-caption")
-        text.textContent = caption
-        this.element = made("figure", "sefi-picture", made("div", "sefi-frame", this.image), text)
+        const properties = { className: "sefi-image", alt: caption, draggable: false, hidden: true }
+        this.image = element("img", properties)
+        const frame = element("div", { className: "sefi-frame" }, this.image)
+        const text = element("figcaption", { className: "sefi-caption", textContent: caption })
+        this.element = element("figure", { className: "sefi-picture" }, frame, text)
     }
 
     /** @param {string} address empty for none */
@@ -53,42 +41,31 @@ export class TrainingView {
      */
     constructor(addressOf, stop) {
         this.addressOf = addressOf
-        this.hint = made("div", "sefi-hint")
-        this.hint.textContent = HINT
-        this.heading = made("span", "sefi-heading")
-        this.doing = made("span", "sefi-doing")
-        this.place = made("span", "sefi-place")
-        this.bar = made("div", "sefi-bar")
-        this.progress = made("div", "sefi-progress", this.bar)
-        this.progress.setAttribute("role", "progressbar")
-        this.pictures = {
-            photo: new Picture("photo"),
-            attention: new Picture("attention"),
-            preview: new Picture("preview"),
-        }
-        this.curves = Object.fromEntries(
-            Object.entries(LOSSES).map(([name, title]) => [name, new Curve(title)]),
-        )
-        this.message = made("div", "sefi-message")
-        this.message.setAttribute("role", "status")
-        this.button = made("button", "sefi-stop")
-        this.button.type = "button"
-        this.button.textContent = "Stop and keep"
-        this.button.title = "End the training now, and go on with what it has learned so far"
+        this.training = null
+        this.pictures = named(["photo", "attention", "preview"], (name) => new Picture(name))
+        this.curves = named(LOSSES, (name) => new Curve(name))
+        this.hint = element("div", { className: "sefi-hint", textContent: HINT })
+        this.heading = element("span", { className: "sefi-heading" })
+        this.doing = element("span", { className: "sefi-doing" })
+        this.place = element("span", { className: "sefi-place" })
+        this.bar = element("div", { className: "sefi-bar" })
+        const progress = { className: "sefi-progress", role: "progressbar" }
+        this.progress = element("div", progress, this.bar)
+        this.message = element("div", { className: "sefi-message", role: "status" })
+        this.button = element("button", { className: "sefi-stop", type: "button", title: STOP })
         this.button.addEventListener("click", () => this.askToStop(stop))
-        const elementsOf = (parts) => Object.values(parts).map((part) => part.element)
-        this.body = made(
+        const row = (className, ...children) => element("div", { className }, ...children)
+        const elements = (parts) => Object.values(parts).map((part) => part.element)
+        this.body = element(
             "div",
-            "sefi-body",
-            made("div", "sefi-head", this.heading, this.doing, this.place),
+            { className: "sefi-body", hidden: true },
+            row("sefi-head", this.heading, this.doing, this.place),
             this.progress,
-            made("div", "sefi-pictures", ...elementsOf(this.pictures)),
-            made("div", "sefi-curves", ...elementsOf(this.curves)),
-            made("div", "sefi-foot", this.message, this.button),
+            row("sefi-pictures", ...elements(this.pictures)),
+            row("sefi-curves", ...elements(this.curves)),
+            row("sefi-foot", this.message, this.button),
         )
-        this.element = made("div", "sefi-training", this.hint, this.body)
-        this.element.setAttribute("aria-label", "Training")
-        this.show(null)
+        this.element = element("div", { className: "sefi-training" }, this.hint, this.body)
     }
 
     /**
@@ -97,6 +74,7 @@ export class TrainingView {
      */
     height(width) {
         if (!this.training) return IDLE_HEIGHT
+        if (isBare(this.training)) return FAILED_HEIGHT
         const { sides, least, most } = PICTURES
         return HEIGHT_WITHOUT_PICTURES + Math.min(most, Math.max(least, (width - sides) / 3))
     }
@@ -112,13 +90,12 @@ export class TrainingView {
         if (!training) return
         const { state, step, steps, placeholder } = training
         const running = state === "running"
-        this.element.dataset.state = state
+        this.element.dataset.state = isBare(training) ? "bare" : state
         this.heading.textContent = placeholder
         this.doing.textContent = running ? training.phase : (ENDED[state] ?? state)
         this.place.textContent = `step ${step} of ${steps}`
         this.bar.style.width = `${steps ? (100 * step) / steps : 0}%`
-        this.progress.setAttribute("aria-valuenow", String(step))
-        this.progress.setAttribute("aria-valuemax", String(steps))
+        Object.assign(this.progress, { ariaValueNow: String(step), ariaValueMax: String(steps) })
         for (const [name, picture] of Object.entries(this.pictures))
             picture.show(training.pictures[name] ? this.addressOf(training, name) : "")
         for (const [name, curve] of Object.entries(this.curves))
@@ -133,9 +110,9 @@ export class TrainingView {
         this.button.disabled = this.asked
         this.button.textContent = this.asked ? "Stopping ..." : "Stop and keep"
         const left = running && phase === "learning" ? timeLeft(seconds_left) : ""
-        const again = resumable && !running && state !== "finished"
-        const offer = again ? `Queue again to go on from step ${resumable}.` : ""
-        const said = [this.refused || message || left, offer]
+        const again = resumable && state === "failed"
+        const offer = again ? `Queue it again to go on from step ${resumable}.` : ""
+        const said = [this.refused || message, left, offer]
         this.message.textContent = said.filter(Boolean).map(asSentence).join(" ")
         this.message.title = this.message.textContent
     }
@@ -160,4 +137,22 @@ export class TrainingView {
 function asSentence(text) {
     const begun = text[0].toUpperCase() + text.slice(1)
     return /[.!?]$/.test(begun) ? begun : `${begun}.`
+}
+
+/**
+ * @template Part
+ * @param {string[]} names
+ * @param {(name: string) => Part} make
+ * @returns {Object<string, Part>}
+ */
+function named(names, make) {
+    return Object.fromEntries(names.map((name) => [name, make(name)]))
+}
+
+/**
+ * @param {object} training
+ * @returns {boolean} whether it failed with nothing to show but why
+ */
+function isBare({ state, step }) {
+    return state === "failed" && step === 0
 }

@@ -30,8 +30,8 @@ export function merged(known, event) {
     const losses = {}
     for (const [name, values] of Object.entries(event.losses)) {
         const before = going ? (known.losses[name] ?? []) : []
-        if (values.length && event.first > before.length) return null
-        losses[name] = values.length ? before.slice(0, event.first).concat(values) : before
+        if (event.first > before.length) return null
+        losses[name] = before.slice(0, event.first).concat(values)
     }
     return { ...event, first: 0, losses }
 }

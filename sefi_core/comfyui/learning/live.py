@@ -38,6 +38,9 @@ LOADING, LOOKING, LEARNING, REPORTING = PHASES = (
 PICTURES = ("photo", "preview", "attention")
 LOSSES = ("noise", "attention", "leak")
 
+NO_NODE = "sefi-preview"
+"""The id that previews go by, which is no node's."""
+
 _PICTURE_SIDE = 512
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -160,6 +163,30 @@ class LiveTraining:
 def prompt_server() -> Any:
     """ComfyUI's server, or None in a program that has not started it."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def send_preview(preview: tuple[str, Image.Image, int], prompt: str) -> bool:
+    """Send a picture as ComfyUI's samplers do; whether the client that queued understands this.
+
+    It is said to belong to a node that no graph has: App Mode and the queue show it all the same,
+    and the node of the training, which has it in its panel, does not show it a second time.
+    ``preview`` is what ComfyUI's progress bars take: a format, a picture, and its longest side.
+    """
+    server = prompt_server()
+    if server is None:
+        return False
+    from comfy_api import feature_flags
+    from protocol import BinaryEventTypes
+
+    known = server.sockets_metadata, server.client_id
+    if not feature_flags.supports_feature(*known, "supports_preview_metadata"):
+        return False
+    names = "node_id", "display_node_id", "real_node_id"
+    about = {**dict.fromkeys(names, NO_NODE), "parent_node_id": None, "prompt_id": prompt}
+    server.send_sync(
+        BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, (preview, about), server.client_id
+    )
+    return True
 
 
 def newest(workflow: str, node: str) -> LiveTraining | None:

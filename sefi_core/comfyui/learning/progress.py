@@ -1,10 +1,8 @@
-"""Tell the user how far a training is: progress bars, text and pictures on the node, its panel."""
+"""Tell the user how far a training is: progress bars, live previews, the panel on the node."""
 
 from __future__ import annotations
 
-import html
 import logging
-import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -17,14 +15,12 @@ from tqdm import tqdm
 from ...errors import printable
 from ...images import pixels_of
 from ...learning.loop import Step
-from .live import LEARNING, LiveTraining, prompt_server
+from .live import LiveTraining, send_preview
 from .pace import Pace
 
 logger = logging.getLogger(__name__)
 
 _PREVIEW_SIZE = 512
-_SMOOTHING = 0.95
-_SECONDS_BETWEEN_TEXTS = 0.25
 
 
 class Watcher:
@@ -77,18 +73,16 @@ class TrainingProgress(Watcher):
         workflow: str = "",
         prompt: str = "",
     ) -> None:
-        self.steps, self.node, self.every = steps, node, every
+        self.steps, self.every = steps, every
         self.live = LiveTraining(steps, placeholder, workflow, node or "", prompt)
         self.bar = comfy.utils.ProgressBar(steps, node_id=node)
         self.console = tqdm(total=steps, disable=not comfy.utils.PROGRESS_BAR_ENABLED)
-        self.mean: float | None = None
         self.number = 0
-        self.said = 0.0
         self.recall = ""
         self.pace = Pace(steps)
 
     def __enter__(self) -> TrainingProgress:
-        self.phase(self.live.phase)  # in the place of what the run before said
+        self.phase(self.live.phase)
         return self
 
     def __exit__(
@@ -101,38 +95,30 @@ class TrainingProgress(Watcher):
         where = f"at step {self.number} of {self.steps}" if self.number else "before the first step"
         if error is None and self.number == self.steps:
             self.live.resumable = 0
-            self._end("finished", self.recall, self.recall or f"learned in {self.steps} steps")
+            self.live.end("finished", self.recall)
         elif error is None:
-            self._end("stopped", f"stopped {where}, and kept", f"stopped {where}, and kept")
+            self._end("stopped", f"stopped {where}, and kept")
         elif isinstance(error, comfy.model_management.InterruptProcessingException):
             again = "; queue it again to go on from there" if self.live.resumable else ""
-            self._end("cancelled", f"cancelled {where}{again}", f"cancelled {where}{again}")
+            self._end("cancelled", f"cancelled {where}{again}")
         else:
-            why = printable(str(error)) or type(error).__name__
-            self._end("failed", why, f"failed {where}: {why}")
+            self.live.end("failed", printable(str(error)) or type(error).__name__)
 
     def phase(self, name: str) -> None:
         """Name what begins; raises ComfyUI's exception where the user has cancelled."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.pace.begin()
         self.live.enter(name)
-        if name != LEARNING:
-            self._say(name)
 
     def step(self, step: Step) -> None:
-        """Move the bar, and say the loss, a running mean, and the time left.
+        """Move the bars, and tell the losses and the time left.
 
         Raises ComfyUI's exception where the user has cancelled.
         """
-        self._average(step)
+        self.number = step.number
         self.pace.step(step.number)
-        left = self.pace.seconds_left()
-        self.live.step(step, left)
+        self.live.step(step, self.pace.seconds_left())
         self.console.update()
-        now = time.monotonic()
-        if step.number == self.steps or now > self.said + _SECONDS_BETWEEN_TEXTS:
-            how_long = "" if left is None or step.number == self.steps else f", {_duration(left)}"
-            self._say(f"step {step.number} of {self.steps}, loss {self.mean:.4f}{how_long}")
         self.bar.update_absolute(step.number, self.steps)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -142,7 +128,6 @@ class TrainingProgress(Watcher):
         self.kept(self.number)
         self.live.message = f"going on from step {self.number} of {self.steps}"
         logger.info("SeFi Train Identity: %s.", self.live.message)
-        self._say(self.live.message)
         self.live.tell()
 
     def recalled(self, history: Sequence[Step]) -> None:
@@ -155,16 +140,10 @@ class TrainingProgress(Watcher):
         self.live.resumable = step
 
     def _follow(self, history: Sequence[Step]) -> None:
-        for step in history:
-            self._average(step)
+        self.number = history[-1].number
         self.live.follow(history)
         self.console.update(len(history))
         self.bar.update_absolute(self.number, self.steps)
-
-    def _average(self, step: Step) -> None:
-        self.number = step.number
-        previous = step.loss if self.mean is None else self.mean
-        self.mean = _SMOOTHING * previous + (1 - _SMOOTHING) * step.loss
 
     def is_due(self, number: int) -> bool:
         """Every so many steps, and after the last."""
@@ -178,35 +157,19 @@ class TrainingProgress(Watcher):
         return scale
 
     def picture(self, name: str, picture: torch.Tensor) -> None:
-        """Show a picture on the panel, and a preview on the node as well."""
+        """Show a picture on the panel, and a preview as ComfyUI shows its own as well."""
         if name == "preview":
             self.pace.drawn()
         self.live.show(name, picture)
         if name == "preview":
             preview = ("JPEG", Image.fromarray(pixels_of(picture).numpy()), _PREVIEW_SIZE)
-            self.bar.update_absolute(self.number, self.steps, preview)
+            if not send_preview(preview, self.live.prompt_id):
+                self.bar.update_absolute(self.number, self.steps, preview)
 
     def stopping(self) -> bool:
         """Whether somebody has asked to stop and keep."""
         return self.live.stopping
 
-    def _end(self, state: str, message: str, said: str) -> None:
+    def _end(self, state: str, message: str) -> None:
         self.live.end(state, message)
-        self._say(said)
-        if state in ("stopped", "cancelled"):
-            logger.info("SeFi Train Identity: %s.", message)
-
-    def _say(self, text: str) -> None:
-        """Put a text under the node, which some of ComfyUI's frontends take for HTML."""
-        self.said = time.monotonic()
-        server = prompt_server()
-        if server is not None and self.node is not None:
-            server.send_progress_text(html.escape(text), self.node, server.client_id)
-
-
-def _duration(seconds: float) -> str:
-    """How long something will take, as people say it."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s left"
-    return f"{minutes} min left" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min left"
+        logger.info("SeFi Train Identity: %s.", message)
