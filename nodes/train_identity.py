@@ -7,16 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
+from ..sefi_core.checks import check_choice
 from ..sefi_core.comfyui.learning.live import workflow_id
 from ..sefi_core.comfyui.learning.progress import TrainingProgress
 from ..sefi_core.comfyui.learning.remembered import learn
 from ..sefi_core.comfyui.library import check_saveable_name
-from ..sefi_core.errors import raised_by
+from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
 from ..sefi_core.learning.photos import pair_photos
 from ..sefi_core.learning.settings import CHECKPOINTING, DTYPES, TrainingSettings
-from ..sefi_core.text.captions import AUTO
-from ..sefi_core.text.placeholders import check_name
+from ..sefi_core.text.captions import AUTO, check_caption
+from ..sefi_core.text.placeholders import check_class_word, check_name, expand_template
 from .types import (
     CATEGORY,
     CLIP,
@@ -126,12 +127,28 @@ class SeFiTrainIdentity(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, gradient_checkpointing: object = None) -> bool | str:
-        """Workflows of before it was a choice have a truth value here, which a choice is not."""
-        given = gradient_checkpointing
-        for choice in given if isinstance(given, list) else [given]:
-            if not (choice is None or isinstance(choice, bool) or choice in CHECKPOINTING):
-                return f"{choice!r:.200} is none of {', '.join(CHECKPOINTING)}: choose one of these"
+    def validate_inputs(
+        cls,
+        name: object = None,
+        class_word: object = None,
+        captions: object = None,
+        templates: object = None,
+        gradient_checkpointing: object = None,
+    ) -> bool | str:
+        """Refuse texts that cannot be trained with, before anything is loaded.
+
+        Linked ones are None here. ComfyUI marks every input that this takes, whichever is at
+        fault, so it takes texts only, each sentence names its input, and there is one at a time.
+        The choice is among them for workflows of before it was one, which have a truth value.
+        """
+        texts = (_first(value) for value in (name, class_word, captions, templates))
+        choice = _first(gradient_checkpointing)
+        try:
+            _check_texts(*(text if isinstance(text, str) else None for text in texts))
+            if choice is not None and not isinstance(choice, bool):
+                check_choice("gradient_checkpointing", choice, CHECKPOINTING)
+        except SeFiError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -167,7 +184,7 @@ class SeFiTrainIdentity(io.ComfyNode):
             chosen = {key: values[0] for key, values in given.items()}
             start = chosen.pop("identity", None)
             chosen = TrainingSettings(
-                templates=tuple(line.strip() for line in lines.splitlines() if line.strip()),
+                templates=_lines(lines),
                 captions=tuple(" ".join(caption.split()) for caption in captions),
                 **chosen,
             )
@@ -196,6 +213,34 @@ class SeFiTrainIdentity(io.ComfyNode):
                 )
         losses = {"loss": [step.loss for step in result.history]}
         return io.NodeOutput(result.identity, losses, result.report[None])
+
+
+def _first(value: object) -> object:
+    """The value of an input, which comes as a list."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _check_texts(
+    name: str | None, class_word: str | None, captions: str | None, templates: str | None
+) -> None:
+    """Raises :class:`SeFiError` for the first text that training would refuse; None is unknown."""
+    if name is not None:
+        check_saveable_name(check_name(name))
+    if class_word is not None:
+        check_class_word(class_word)
+    for caption in (captions or "").split("\n"):
+        check_caption(caption)
+    lines = None if templates is None else _lines(templates)
+    if lines is not None:
+        TrainingSettings(templates=lines)
+    for line in lines or ():
+        if name is not None:
+            expand_template(line, check_name(name))
+
+
+def _lines(templates: str) -> tuple[str, ...]:
+    """The prompts of a text, one a line."""
+    return tuple(line.strip() for line in templates.splitlines() if line.strip())
 
 
 def _advanced_inputs() -> list[io.Input]:

@@ -34,17 +34,22 @@ def check_captions(captions: Sequence[str], photos: int) -> list[str]:
             "photo, in their order, or one for all"
         )
     for caption in captions:
-        if "<" in caption or ">" in caption:
-            raise SeFiError(
-                f"the caption {quoted(caption)} has brackets: write only what the photo shows "
-                'beside the person, for example "smiling, on the beach"'
-            )
-        if len(caption) > MAX_CAPTION_LENGTH:
-            raise SeFiError(
-                f"a caption has {len(caption)} characters: write at most {MAX_CAPTION_LENGTH}"
-            )
+        check_caption(caption)
     spread = captions if len(captions) == photos else list(captions or [""]) * photos
     return [caption.strip() for caption in spread]
+
+
+def check_caption(caption: str) -> None:
+    """Raises :class:`SeFiError` for a caption that is too long or names a placeholder."""
+    if "<" in caption or ">" in caption:
+        raise SeFiError(
+            f"the caption {quoted(caption)} has brackets: write only what the photo shows "
+            'beside the person, for example "smiling, on the beach"'
+        )
+    if len(caption) > MAX_CAPTION_LENGTH:
+        raise SeFiError(
+            f"a caption has {len(caption)} characters: write at most {MAX_CAPTION_LENGTH}"
+        )
 
 
 def with_caption(prompt: str, caption: str) -> str:

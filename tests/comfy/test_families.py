@@ -173,7 +173,8 @@ def test_workflows_of_before_the_choice_still_run(given):
     if isinstance(given, bool):
         settings = TrainingSettings(gradient_checkpointing=given)  # pyright: ignore
         assert settings.gradient_checkpointing == ("on" if given else "off")
-    assert "is none of auto, on, off" in SeFiTrainIdentity.validate_inputs(["sometimes"])
+    refused = SeFiTrainIdentity.validate_inputs(gradient_checkpointing=["sometimes"])
+    assert "choose one of auto, on, off" in refused
 
 
 def test_resolution_zero_is_the_familys_own():

@@ -14,6 +14,7 @@ import secrets
 import types
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -129,13 +130,10 @@ def _vae(vae: VAE) -> list[Any]:
     return [_kinds(network), vae.vae_dtype, vae.device, _weights(vae.patcher)]
 
 
-def _identity(identity: Identity) -> list[Any]:
-    return [
-        identity.class_word,
-        identity.family,
-        dict(identity.key_vectors),
-        dict(identity.value_vectors),
-    ]
+def _identity(identity: Identity) -> dict[str, Any]:
+    """All of it, but for what is another one's in the end."""
+    names = {field.name for field in fields(identity)} - {"name", "thumbnail"}
+    return {name: getattr(identity, name) for name in sorted(names)}
 
 
 def _weights(patcher: ModelPatcher, prefix: str | None = None) -> list[Any]:

@@ -22,7 +22,7 @@ from ...learning.state import LoopState, Snapshot, from_bytes, to_bytes
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 20.0
+SECONDS = 10.0
 """Between two snapshots of a training, and so what a crash loses at most."""
 
 SHARE = 0.01
