@@ -20,7 +20,7 @@ from ..identity.content import not_a_plain_file, read_content, unreadable
 from ..identity.file import read_identity, to_bytes
 from ..identity.identity import Identity
 from ..identity.saving import LOCK, make_folder, remove_leftovers, write_whole
-from ..text.placeholders import without_joiners
+from ..text.placeholders import check_name, without_joiners
 
 FOLDER = "sefi"
 EXTENSION = ".safetensors"
@@ -166,14 +166,15 @@ def how_to_use(identity: Identity, path: Path) -> str:
     A file of another name, such as that of a second ``<anna>``, still has the identity's own
     placeholder.
     """
-    placeholder = identity.placeholder
-    told = f"Saved as {path.relative_to(_save_folder()).as_posix()}. Write {placeholder} in prompts"
-    if unicodedata.normalize("NFC", path.stem) == identity.name:
+    file = path.relative_to(_save_folder()).as_posix()
+    told = f"Saved as {file}. Write {identity.placeholder} in prompts"
+    try:
+        name = check_name(path.stem)
+    except SeFiError:
+        return f"{told}; for another placeholder, set name in SeFi Load Identity."
+    if name == identity.name:
         return f"{told}."
-    return (
-        f"{told}, not <{path.stem}>. To use it together with another {placeholder}, set name in "
-        "SeFi Load Identity."
-    )
+    return f"{told}; to write <{name}>, set name in SeFi Load Identity to {name}."
 
 
 def _save_folder() -> Path:

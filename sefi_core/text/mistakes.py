@@ -47,7 +47,7 @@ def _could_be_a_name(inner: str) -> bool:
 
 def _sentence(inner: str, names: Collection[str]) -> str:
     """What is wrong with ``<inner>``; "" for a number between two signs, as in ``1 < 2 > 1``."""
-    told = f"<{inner}> is no identity of this CLIP and is read as plain text"
+    told = f"<{inner}> is no identity here"
     by_folded = {known.casefold(): known for known in names}
     name = unicodedata.normalize("NFC", inner.strip()).casefold()
     if meant := difflib.get_close_matches(name, by_folded, n=1, cutoff=_ALIKE):
@@ -56,4 +56,4 @@ def _sentence(inner: str, names: Collection[str]) -> str:
         return ""
     known = [placeholder_of(one) for one in sorted(names)]
     more = f" and {len(known) - MOST_TOLD} more" if len(known) > MOST_TOLD else ""
-    return f"{told}. Known here: {', '.join(known[:MOST_TOLD])}{more}."
+    return f"{told} and is read as plain text. Known: {', '.join(known[:MOST_TOLD])}{more}."

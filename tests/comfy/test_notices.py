@@ -14,8 +14,8 @@ from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 
 from .made_identity import make_identity
 
-BOB = "<bob> is no identity of this CLIP and is read as plain text. Known here: <anna>."
-ANNA = "<Anna> is no identity of this CLIP and is read as plain text: did you mean <anna>?"
+BOB = "<bob> is no identity here and is read as plain text. Known: <anna>."
+ANNA = "<Anna> is no identity here: did you mean <anna>?"
 
 
 class Server:
@@ -116,7 +116,8 @@ def test_the_log_has_it_once(server, clip, caplog):
     caplog.set_level(logging.WARNING)
     for prompt in ("one", "two"):
         encode(clip, "<bob> and <bob>", prompt=prompt)
-    assert [record.message for record in caplog.records if "<bob>" in record.message] == [BOB]
+    logged = [record.message for record in caplog.records if "<bob>" in record.message]
+    assert logged == [f"In a prompt: {BOB}"]
 
 
 def test_whatever_is_said_is_text(server):

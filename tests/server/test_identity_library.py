@@ -92,8 +92,9 @@ def test_a_saved_file_is_told_on_the_node_and_is_in_the_lists_at_once(server, li
     }
     told, outputs = asyncio.run(run_watched(server, prompt))
     (text,) = outputs["2"]["text"]
-    assert text.startswith(
-        "Saved as people/anna_3.safetensors. Write <anna> in prompts, not <anna_3>."
+    assert text == (
+        "Saved as people/anna_3.safetensors. Write <anna> in prompts; to write <anna_3>, set name "
+        "in SeFi Load Identity to anna_3."
     )
     assert told == [("2", text)]
     options = server.get("/object_info/SeFiLoadIdentity")["SeFiLoadIdentity"]["input"]["required"]
@@ -121,8 +122,8 @@ def drawing(text):
 
 def test_an_unknown_placeholder_is_told_on_the_text_node_until_it_is_mended(server, library):
     for text, told in (
-        ("a photo of <Anna>", ["<Anna> is no identity of this CLIP", "did you mean <anna>?"]),
-        ("a photo of <bob> <lora:x:1>", ["<bob> is no identity", "Known here: <anna>."]),
+        ("a photo of <Anna>", ["<Anna> is no identity here", "did you mean <anna>?"]),
+        ("a photo of <bob> <lora:x:1>", ["<bob> is no identity", "Known: <anna>."]),
         ("a photo of <anna>", [" "]),
         ("a photo of (<anna>:1.2)", []),
     ):

@@ -28,4 +28,4 @@ def tell_unknown_placeholders(clip: CLIP, text: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _log_once(mistake: str) -> None:
-    logger.warning("%s", printable(mistake))
+    logger.warning("In a prompt: %s", printable(mistake))
