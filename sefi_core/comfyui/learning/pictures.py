@@ -27,8 +27,8 @@ from .denoiser import ComfyDenoiser
 logger = logging.getLogger(__name__)
 
 MAP_TIMESTEP = 400
-LOSS_TIMESTEPS = (150, MAP_TIMESTEP, 700)
-"""Where the loss before and after is measured: at little, middling and much noise."""
+LOSS_TIMESTEPS = (MAP_TIMESTEP, 150, 700)
+"""Where the loss before and after is measured: at middling, little and much noise."""
 
 SAMPLE_STEPS, PREVIEW_STEPS, SAMPLE_CFG, SAMPLE_SEED = 10, 4, 5.0, 0
 OVERLAY_SIDE = 384

@@ -82,7 +82,6 @@ class TrainingProgress(Watcher):
         self.pace = Pace(steps)
 
     def __enter__(self) -> TrainingProgress:
-        self.phase(self.live.phase)
         return self
 
     def __exit__(
