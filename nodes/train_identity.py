@@ -15,7 +15,12 @@ from ..sefi_core.comfyui.library import check_saveable_name
 from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.learning.parametrisation import PARAMETRISATIONS
 from ..sefi_core.learning.photos import pair_photos
-from ..sefi_core.learning.settings import CHECKPOINTING, DTYPES, TrainingSettings
+from ..sefi_core.learning.settings import (
+    BACKGROUND_TARGETS,
+    CHECKPOINTING,
+    DTYPES,
+    TrainingSettings,
+)
 from ..sefi_core.text.captions import AUTO, check_caption
 from ..sefi_core.text.placeholders import check_class_word, check_name, expand_template
 from .types import (
@@ -183,14 +188,14 @@ class SeFiTrainIdentity(io.ComfyNode):
             captions = captions if len(captions) > 1 else captions[0].split("\n")
             chosen = {key: values[0] for key, values in given.items()}
             start = chosen.pop("identity", None)
+            if start is not None:
+                check_identity(start)
             chosen = TrainingSettings(
                 templates=_lines(lines),
                 captions=tuple(" ".join(caption.split()) for caption in captions),
                 **chosen,
-            )
+            ).going_on_from(start)
             check_saveable_name(check_name(name))
-            if start is not None:
-                check_identity(start)
             context = get_executing_context()
             with TrainingProgress(
                 chosen.steps,
@@ -249,7 +254,8 @@ def _advanced_inputs() -> list[io.Input]:
         SEFI_IDENTITY.Input(
             "identity",
             optional=True,
-            tooltip="An identity to go on from, with the same stages, vectors and class word.",
+            tooltip="An identity to go on from, with the same stages and class word; or one of "
+            "SeFi Predict Identity, which takes a quarter of the steps.",
         ),
         io.Int.Input(
             "stages",
@@ -389,5 +395,38 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="Vectors per token: how many of a prompt's 75 tokens <name> takes. More can "
             "hold more of the person, and of the photo; 1 is usual. A class word of several "
             "tokens has at least one for each.",
+        ),
+        io.Combo.Input(
+            "background_target",
+            options=list(BACKGROUND_TARGETS),
+            default=DEFAULTS.background_target,
+            optional=True,
+            advanced=True,
+            tooltip="What is learned outside the mask. photo: its background, as much as "
+            "background_weight says. class word: what the model draws there itself for the class "
+            "word (class-guided denoising), with weight 1 where background_weight is 0; a step "
+            "takes a third longer.",
+        ),
+        io.Int.Input(
+            "predicted_steps",
+            default=DEFAULTS.predicted_steps,
+            min=1,
+            max=20000,
+            optional=True,
+            advanced=True,
+            tooltip="Training steps in place of steps, where identity comes from SeFi Predict "
+            "Identity: it is nearly there.",
+        ),
+        io.Float.Input(
+            "predicted_learning_rate",
+            default=DEFAULTS.predicted_learning_rate,
+            min=1e-6,
+            max=1.0,
+            step=1e-5,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Learning rate in place of learning_rate, where identity comes from SeFi "
+            "Predict Identity.",
         ),
     ]

@@ -116,6 +116,11 @@ class Identity:
         """Text encoder name -> width of its token embeddings."""
         return {encoder: tensor.shape[2] for encoder, tensor in self.key_vectors.items()}
 
+    @property
+    def predicted(self) -> bool:
+        """Whether a face encoder has made it, and no training after that."""
+        return "encoder" in self.training and "steps_done" not in self.training
+
     def renamed(self, name: str) -> Identity:
         """The same identity under another name, and so another placeholder."""
         return replace(self, name=name)

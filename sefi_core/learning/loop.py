@@ -197,13 +197,10 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Noise loss, attention loss and leak; 0 for those that are off."""
     face = prediction.face
-    noise = noise_loss(
-        prediction.output,
-        prediction.target,
-        face,
-        settings.background_weight,
-        prediction.background,
-    )
+    weight, background = settings.background_weight, prediction.background
+    if background is not None:
+        weight = weight or 1.0
+    noise = noise_loss(prediction.output, prediction.target, face, weight, background)
     attention = leaked = noise.new_zeros(())
     if prediction.layers and settings.attention_weight > 0:
         attention = attention_loss(prediction.layers)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
-from ..identity.identity import MAX_VECTORS
+from ..identity.identity import MAX_VECTORS, Identity
 from ..stages import TRAINING_TIMESTEPS
 from ..text.captions import AUTO
 from .parametrisation import PARAMETRISATIONS
+
+BACKGROUND_TARGETS = ("photo", "class word")
+"""What the picture outside the mask should be: the photo, or what the model itself would draw."""
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 
@@ -32,12 +35,14 @@ _WHOLE = {
     "batch_size": (1, 1024),
     "resolution": (0, 16384),
     "preview_every": (0, 1_000_000),
+    "predicted_steps": (1, 1_000_000),
 }
 _NUMBERS = {
     "learning_rate": (1e-9, 1e3),
     "attention_weight": (0.0, 1e6),
     "leak_weight": (0.0, 1e6),
     "background_weight": (0.0, 1e6),
+    "predicted_learning_rate": (1e-9, 1e3),
 }
 
 
@@ -62,6 +67,9 @@ class TrainingSettings:
     """Of the placeholder's share of attention outside the face mask; nothing without a mask."""
     background_weight: float = 0.0
     """Of the noise loss outside the face mask; nothing without a mask."""
+    background_target: str = "photo"
+    """One of :data:`BACKGROUND_TARGETS`. "class word" is class-guided denoising regularisation
+    (Face2Diffusion, arXiv 2403.05094), with a weight of 1 where ``background_weight`` is 0."""
     resolution: int = 0
     """Side of the square training pictures, in pixels; 0 is the model family's own."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
@@ -74,6 +82,11 @@ class TrainingSettings:
     """Steps between preview pictures, some of which are left out where they cost too much; 0 for
     none."""
 
+    predicted_steps: int = 25
+    """In place of ``steps`` for an identity that a face encoder has predicted."""
+    predicted_learning_rate: float = 2.5e-3
+    """In place of ``learning_rate`` for such an identity."""
+
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE.items():
             check_whole(name, getattr(self, name), least, most)
@@ -82,6 +95,7 @@ class TrainingSettings:
         if isinstance(self.gradient_checkpointing, bool):
             as_ever = "on" if self.gradient_checkpointing else "off"
             object.__setattr__(self, "gradient_checkpointing", as_ever)
+        check_choice("background_target", self.background_target, BACKGROUND_TARGETS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING)
         if 0 < self.resolution < 64:
@@ -92,6 +106,13 @@ class TrainingSettings:
         check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         if not self.templates:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
+
+    def going_on_from(self, start: Identity | None) -> TrainingSettings:
+        """The settings for a training that begins at an identity: fewer and smaller steps for one
+        that was predicted, which is nearly there."""
+        if start is None or not start.predicted:
+            return self
+        return replace(self, steps=self.predicted_steps, learning_rate=self.predicted_learning_rate)
 
     def as_json(self) -> dict[str, object]:
         """The settings for an identity's file."""

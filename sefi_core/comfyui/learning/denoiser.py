@@ -71,7 +71,8 @@ class ComfyDenoiser:
     which placeholders stand for which class words, and ``people`` (N) who of them each latent
     shows; by default the first. ``checkpointing`` says how it will be used inside
     :func:`differentiable.differentiable`, and so how much memory to ask for. ``class_guided`` asks
-    for :attr:`Prediction.background`.
+    for :attr:`Prediction.background`. The reference of the attention maps is the class word's
+    prompt, or that with the embeddings ``reference``, by text encoder (vectors, width).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ComfyDenoiser:
         with_maps: bool = True,
         people: Sequence[int] | None = None,
         class_guided: bool = False,
+        reference: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         for name, patcher in (("model", model), ("clip", clip.patcher)):
             if patcher.injections:
@@ -109,7 +111,7 @@ class ComfyDenoiser:
             }
         self.positions = [positions if one.position_free else {} for one in identities]
         self.people = people or [0] * len(latents)
-        self.class_guided = class_guided
+        self.class_guided, self.reference = class_guided, reference
         self.latents, self.masks = latents, masks
         scale = latent_format_of(model).spacial_downscale_ratio
         self.sides = sides or [latents.shape[-1] * scale] * len(latents)
@@ -133,6 +135,7 @@ class ComfyDenoiser:
         self.sigmas = training_sigmas(self.sampling, base.model_config)
         self.layers = representative_layers(base.diffusion_model)
         self.references: dict[int, Encoded] = {}
+        self.map_references: dict[int, torch.Tensor] = {}
         self.reference_keys: dict[tuple[int, Block], torch.Tensor] = {}
 
     @property
@@ -224,10 +227,10 @@ class ComfyDenoiser:
         ).float()
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
-        """A layer's keys (1, tokens, channels) of a prompt with the class word, computed once."""
+        """A layer's keys (1, tokens, channels) of a prompt's reference, computed once."""
         if (prompt, block) not in self.reference_keys:
             with torch.no_grad():
-                context = self.references[prompt][0].to(self.model.load_device, self.dtype)
+                context = self.map_references[prompt].to(self.model.load_device, self.dtype)
                 to_k = self.layers[block].get_submodule("to_k")
                 self.reference_keys[prompt, block] = to_k(context)
         return self.reference_keys[prompt, block]
@@ -244,11 +247,15 @@ class ComfyDenoiser:
 
     @torch.no_grad()
     def _encode_references(self, prompts: Sequence[int]) -> None:
-        """Encode prompts with the class word, those that were not yet."""
+        """Encode prompts with the class word, and for the maps, those that were not yet."""
         for prompt in prompts:
             if prompt not in self.references:
                 tokens = substitute(self.prompts[prompt], dict.fromkeys(self.names))
                 self.references[prompt] = self._encode(tokens)
+                context, _ = self.references[prompt]
+                if self.reference is not None and self.with_maps:
+                    context, _ = self._encode_with(self.reference, prompt)
+                self.map_references[prompt] = context
 
     def _reference_texts(self, prompts: Sequence[int]) -> _Texts:
         """These prompts with the class word."""

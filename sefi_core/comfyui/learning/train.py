@@ -125,6 +125,11 @@ def train_identity(
                 (settings.batch_size, *latents.shape[1:]),
             ),
             _looks_at_maps(settings, masks),
+            class_guided=settings.background_target == "class word" and masks is not None,
+            # An identity may look elsewhere than its class word from the start.
+            reference=None
+            if start is None
+            else {encoder: rows.mean(0) for encoder, rows in first.key_vectors.items()},
         )
         parameters = build_parametrisation(
             settings.parametrisation,
@@ -149,6 +154,7 @@ def train_identity(
                     "steps_done": len(history),
                 },
                 thumbnail_of(pictures[0]),
+                first.position_free,
             )
 
         history: list[Step] = []
@@ -241,18 +247,23 @@ def _class_word_identity(
 
 
 def _going_on(start: Identity, plain: Identity) -> Identity:
-    """``start`` as the identity before the first step, instead of the class word's ``plain``."""
+    """``start`` as the identity before the first step, instead of the class word's ``plain``.
+
+    It has as many vectors as it has; one of a single stage gets the others.
+    """
     start.check_fits(
         plain.family, {name: rows.shape[-1] for name, rows in plain.key_vectors.items()}
     )
-    wanted = plain.stages, plain.vectors, plain.class_word
-    if (start.stages, start.vectors, start.class_word) != wanted:
+    if start.stages not in (1, plain.stages) or start.class_word != plain.class_word:
         raise SeFiError(
-            f"identity to go on from has {start.stages} stages, {start.vectors} vectors and "
-            f"the class word {quoted(start.class_word)}: set stages, vectors and class_word to "
-            "these"
+            f"identity to go on from has {start.stages} stages and the class word "
+            f"{quoted(start.class_word)}: set stages and class_word to these"
         )
-    return start.renamed(plain.name)
+    keys, values = (
+        {encoder: rows.expand(plain.stages, -1, -1) for encoder, rows in vectors.items()}
+        for vectors in (start.key_vectors, start.value_vectors)
+    )
+    return replace(start, name=plain.name, key_vectors=keys, value_vectors=values)
 
 
 def _with_expressions(
