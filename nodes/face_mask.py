@@ -34,7 +34,13 @@ class SeFiFaceMask(io.ComfyNode):
                 "out a square around each head. What it needs for that comes with the pack; "
                 "nothing is downloaded."
             ),
-            search_aliases=["face detection", "face crop", "head mask", "portrait mask", "insightface"],
+            search_aliases=[
+                "face detection",
+                "face crop",
+                "head mask",
+                "portrait mask",
+                "insightface",
+            ],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="One or more pictures; an alpha channel is unused."
@@ -149,6 +155,9 @@ class SeFiFaceMask(io.ComfyNode):
                     tooltip="Faces found in all pictures together, chosen or not.",
                 ),
             ],
+            # So that the mask can be looked at before anything is learned, and is shown again
+            # when it comes from the cache.
+            is_output_node=True,
         )
 
     @classmethod

@@ -26,6 +26,7 @@ from sefi_ide.tests.mini_sd import render, world
 from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
 from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
+from . import templates
 from .comfyui import REPOSITORY, comfyui_path
 from .demo_scores import judged, likeness, prompt_scores
 from .grid import labelled_grid
@@ -36,7 +37,7 @@ OUTPUTS = {
     "sd1": REPOSITORY / "output" / "demo",
     "sdxl": REPOSITORY / "output" / "demo_sdxl",
 }
-WORKFLOWS = {"sd1": "quick_start", "sdxl": "quick_start_sdxl"}
+WORKFLOWS = {"sd1": templates.QUICK_START, "sdxl": templates.QUICK_START_SDXL}
 NAME = "anna"
 
 # What the person is to do in each picture, in the words of tests/mini_sd/world.py.
@@ -110,8 +111,7 @@ def server_arguments() -> tuple[str, ...]:
 
 def prompt_of(server: ComfyServer, workflow: str) -> Prompt:
     """One of the shipped workflows, as the server runs it."""
-    file = REPOSITORY / "workflows" / f"{workflow}.json"
-    return to_prompt(json.loads(file.read_text(encoding="utf-8")), server.get("/object_info"))
+    return to_prompt(templates.template(workflow), server.get("/object_info"))
 
 
 def upright(photo: Path) -> Image.Image:
@@ -149,9 +149,9 @@ def learn_and_draw(
     """
     print("Learning the face ...", flush=True)
     begin = time.monotonic()
-    run = server.run(prompt, stop_at=("SeFiSaveIdentity", "MaskPreview"))
+    run = server.run(prompt, stop_at=("SeFiSaveIdentity", "SeFiFaceMask"))
     seconds = time.monotonic() - begin
-    (output / "mask.png").write_bytes(run.pictures("MaskPreview")[0])
+    (output / "mask.png").write_bytes(run.pictures("SeFiFaceMask")[0])
     pictures = []
     for number, wish in enumerate(WISHES, start=1):
         words = caption_of(wish, f"<{NAME}>")

@@ -2,7 +2,7 @@
 
 ComfyUI shows ``workflows/<name>.jpg`` beside the template ``<name>``. Most are cut from what
 ``make demo`` and ``make demo FAMILY=sdxl`` have left; *keep the most alike* is run here, with
-SFace from the package index.
+SFace from the package index, and so is the painted mask, of a robot.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import io
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from sefi_ide.tests.mini_sd import render, world
 from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS
+from sefi_ide.tests.mini_sd.wishes import caption_of
 from sefi_ide.tests.sface import MODEL, SOURCE
 
-from . import photos
+from . import photos, templates
 from .comfyui import REPOSITORY
-from .demo import OUTPUTS, adapt, prompt_of, server_arguments
+from .demo import OUTPUTS, adapt, positive_text, prompt_of, server_arguments
 from .grid import square
 from .server import ComfyServer
+from .workflow import nodes_of
 
 SIDE = 256  # pixels, of one of the four pictures in a thumbnail
 
@@ -27,11 +31,13 @@ SIDE = 256  # pixels, of one of the four pictures in a thumbnail
 def main() -> None:
     """Write one thumbnail for each workflow; those that learn show the portrait first."""
     portrait, *pictures = left_by_demo("sd1")
-    save("use_identity", pictures[3:7])
-    save("quick_start", [portrait, *pictures[:3]])
+    save(templates.DRAW, pictures[3:7])
+    save(templates.QUICK_START, [portrait, *pictures[:3]])
     sdxl_portrait, *sdxl_pictures = left_by_demo("sdxl")
-    save("quick_start_sdxl", [sdxl_portrait, *sdxl_pictures[:3]])
-    save("keep_the_most_alike", [portrait, *most_alike(OUTPUTS["sd1"] / "portrait.png")])
+    save(templates.QUICK_START_SDXL, [sdxl_portrait, *sdxl_pictures[:3]])
+    save(templates.APP, [portrait, *pictures[4:7]])
+    save(templates.PAINTED_MASK, painted())
+    save(templates.MOST_ALIKE, [portrait, *most_alike(OUTPUTS["sd1"] / "portrait.png")])
 
 
 def left_by_demo(family: str) -> list[Image.Image]:
@@ -56,10 +62,33 @@ def most_alike(portrait: Path) -> list[Image.Image]:
         server = ComfyServer(Path(directory), [checkpoint], server_arguments())
         server.add_model("face_recognition", MODEL, photos.path_of(SOURCE))
         with server:
-            prompt = prompt_of(server, "keep_the_most_alike")
+            prompt = prompt_of(server, templates.MOST_ALIKE)
             adapt(prompt, server.upload(portrait), checkpoint.name, miniature=True)
             kept = server.run(prompt).pictures("SaveImage")
     return [Image.open(io.BytesIO(picture)) for picture in kept]
+
+
+def painted() -> list[Image.Image]:
+    """A robot, and what was drawn of it after its mask was painted as the mask editor does."""
+    look = world.unseen_look(2, "robot")
+    rendering = render.render(world.solo(look, "robot", 2))
+    portrait = Image.fromarray(rendering.picture)
+    photo = portrait.convert("RGBA")
+    masks = rendering.regions[0]
+    photo.putalpha(Image.fromarray(255 - np.maximum(masks["head"], masks["body"])))
+    checkpoint, drawn = CHECKPOINTS["sd1"], []
+    with tempfile.TemporaryDirectory(prefix="sefi-thumbnails-") as directory:
+        file = Path(directory) / "robot.png"
+        photo.save(file)
+        with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
+            prompt = prompt_of(server, templates.PAINTED_MASK)
+            adapt(prompt, server.upload(file), checkpoint.name, miniature=True)
+            for trainer in nodes_of(prompt, "SeFiTrainIdentity"):
+                trainer["inputs"]["class_word"] = "robot"
+            for scene in ("beach", "forest", "snow"):
+                positive_text(prompt)["text"] = caption_of({"scene": scene}, "<tom>")
+                drawn.append(server.run(prompt).pictures("SaveImage")[0])
+    return [portrait, *(Image.open(io.BytesIO(picture)) for picture in drawn)]
 
 
 def save(name: str, pictures: list[Image.Image]) -> None:
@@ -67,7 +96,7 @@ def save(name: str, pictures: list[Image.Image]) -> None:
     sheet = Image.new("RGB", (2 * SIDE, 2 * SIDE))
     for index, picture in enumerate(pictures):
         sheet.paste(square(picture, SIDE), (index % 2 * SIDE, index // 2 * SIDE))
-    sheet.save(REPOSITORY / "workflows" / f"{name}.jpg", quality=88)
+    sheet.save(templates.FOLDER / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

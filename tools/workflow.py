@@ -24,8 +24,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     """The prompt that the frontend would queue for ``workflow``.
 
     ``object_info`` is the server's answer to ``/object_info``. Raises ValueError when a node is
-    unknown to the server or its saved values do not fit its inputs, for example because the
-    node has gained one since the workflow was saved.
+    unknown to the server or saved with more values than it has widgets.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     sources = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -45,25 +44,27 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """The values of a saved node's widgets by input name; raises ValueError if they do not fit.
+    """The values of a saved node's widgets by input name; raises ValueError if there are too many.
 
-    ``info`` is the node's entry of ``/object_info``.
+    ``info`` is the node's entry of ``/object_info``. Widgets beyond the last saved value, such as
+    those that a node has gained since, have their defaults: of a list that says none, the first.
     """
     names = list(_widget_names(info))
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return {name: values[name] for name in names if name in values}
-    if len(values) != len(names):
+    if len(values) > len(names):
         raise ValueError(
             f"The node {node['type']} ({node['id']}) is saved with {len(values)} widget values, "
             f"but has the {len(names)} widgets {names}."
         )
-    # A plain list would be read as a link.
-    return {
+    saved = {
+        # A plain list would be read as a link.
         name: {"__value__": value} if isinstance(value, list) else value
-        for name, value in zip(names, values, strict=True)
+        for name, value in zip(names, values, strict=False)
         if name is not None
     }
+    return saved | _defaults(info, names[len(values) :])
 
 
 def nodes_of(prompt: Prompt, class_type: str) -> list[dict[str, Any]]:
@@ -89,6 +90,20 @@ def _widget_names(info: dict[str, Any]) -> Iterator[str | None]:
                 yield None  # fixed, increment, decrement or randomize
     if upload:
         yield None  # the button
+
+
+def _defaults(info: dict[str, Any], names: list[str | None]) -> dict[str, Any]:
+    """What the frontend puts into widgets without a saved value; nothing where it finds nothing."""
+    specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    found = {}
+    for name in filter(None, names):
+        kind, options = (list(specs[name]) + [{}])[:2]
+        choices = kind if isinstance(kind, list) else options.get("options", ())
+        if "default" in options:
+            found[name] = options["default"]
+        elif choices:
+            found[name] = choices[0]
+    return found
 
 
 def _source(

@@ -1,12 +1,11 @@
 """A running ComfyUI server with the pack, and the shipped workflows as prompts for it."""
 
-import json
-
 import pytest
 import skimage.data
 from PIL import Image
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.server import ComfyServer
+from sefi_ide.tools.templates import template
 from sefi_ide.tools.workflow import nodes_of, to_prompt
 
 MINI_SD = REPOSITORY / "tests" / "mini_sd" / "mini_sd.safetensors"
@@ -29,16 +28,17 @@ def object_info(server):
 def shipped_prompt(object_info):
     """``shipped_prompt(name, picture)``: a shipped workflow as a prompt for the miniature.
 
-    Only the file names of checkpoint and picture are exchanged.
+    Only the file names of checkpoint, picture and identity are exchanged.
     """
 
     def make(name: str, picture: str) -> dict:
-        file = REPOSITORY / "workflows" / f"{name}.json"
-        prompt = to_prompt(json.loads(file.read_text(encoding="utf-8")), object_info)
+        prompt = to_prompt(template(name), object_info)
         for node in nodes_of(prompt, "CheckpointLoaderSimple"):
             node["inputs"]["ckpt_name"] = MINI_SD.name
         for node in nodes_of(prompt, "LoadImage"):
             node["inputs"]["image"] = picture
+        for node in nodes_of(prompt, "SeFiLoadIdentity"):
+            node["inputs"]["file"] = "anna.safetensors"
         return prompt
 
     return make

@@ -8,14 +8,16 @@ import io
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 from sefi_ide.tests.sface import MODEL, sface_file
-from sefi_ide.tools.comfyui import REPOSITORY
+from sefi_ide.tools.server import ServerError
+from sefi_ide.tools.templates import ALL, DRAW, MOST_ALIKE, PAINTED_MASK, QUICK_START
+from sefi_ide.tools.templates import QUICK_START_SDXL as SDXL
 from sefi_ide.tools.workflow import nodes_of
 
-ITS_OWN = {("keep_the_most_alike", "keep")}
+ITS_OWN = {(MOST_ALIKE, "keep")}
 """What a workflow is about, and sets itself: its name and the input."""
-WORKFLOWS = sorted(file.stem for file in (REPOSITORY / "workflows").glob("*.json"))
 
 
 def with_few_steps(prompt):
@@ -34,9 +36,21 @@ def with_a_recogniser(server):
 
 
 @pytest.fixture(scope="module")
+def painted(server, tmp_path_factory):
+    """The photo with a painted head, as the mask editor saves it: transparent where it is."""
+    file = tmp_path_factory.mktemp("pictures") / "painted.png"
+    photo = Image.fromarray(skimage.data.astronaut()).convert("RGBA")
+    alpha = np.full((512, 512), 255, np.uint8)
+    alpha[20:210, 150:290] = 0
+    photo.putalpha(Image.fromarray(alpha))
+    photo.save(file)
+    return server.upload(file)
+
+
+@pytest.fixture(scope="module")
 def quick_start(server, shipped_prompt, picture):
     """The quick start, run once for all tests: it trains and saves the identity."""
-    return server.run(with_few_steps(shipped_prompt("quick_start", picture)))
+    return server.run(with_few_steps(shipped_prompt(QUICK_START, picture)))
 
 
 # First: the server keeps the results of the last prompt only, and another workflow drops them.
@@ -60,25 +74,45 @@ def test_quick_start_trains_and_leaves_a_small_identity_file(server, quick_start
     assert files[0].stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, picture):
+@pytest.mark.parametrize("name", ALL)
+def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, picture, painted):
     run = quick_start
-    if name == "keep_the_most_alike":
+    if name == MOST_ALIKE:
         with_a_recogniser(server)
-    if name != "quick_start":
-        run = server.run(with_few_steps(shipped_prompt(name, picture)))
+    photo = painted if name == PAINTED_MASK else picture
+    if name != QUICK_START:
+        run = server.run(with_few_steps(shipped_prompt(name, photo)))
     pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in run.pictures("SaveImage")]
     assert pictures
-    side = 1024 if name == "quick_start_sdxl" else 512
+    side = 1024 if name == SDXL else 512
     for pixels in pictures:
         assert pixels.shape == (side, side, 3)
         assert pixels.std() > 1
-    if name == "keep_the_most_alike":
+    if name == MOST_ALIKE:
         assert len(pictures) == 3
         assert len(run.pictures("SeFiLikeness")) == 1  # the sheet
+    if name == PAINTED_MASK:
+        (cut_out,) = (
+            picture
+            for picture in map(Image.open, map(io.BytesIO, run.pictures("PreviewImage")))
+            if picture.mode == "RGBA"
+        )
+        alpha = np.asarray(cut_out.getchannel("A"))
+        assert alpha[100, 200] == 255  # the head stays
+        assert alpha[400, 400] == 0
+    elif name != DRAW:
+        (over_the_photo,) = run.pictures("SeFiFaceMask")
+        assert Image.open(io.BytesIO(over_the_photo)).size == (512, 512)
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_photo_in_which_nothing_is_painted_is_told_in_one_sentence(
+    server, shipped_prompt, picture
+):
+    with pytest.raises(ServerError, match="SeFi Train Identity: .*masks?"):
+        server.run(with_few_steps(shipped_prompt(PAINTED_MASK, picture)))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_workflow_has_the_defaults_of_the_nodes(name, server, shipped_prompt, picture):
     """Who opens it gets what was measured to be best; only names and texts are the workflow's."""
     described = server.get("/object_info")
@@ -97,4 +131,4 @@ def test_a_workflow_has_the_defaults_of_the_nodes(name, server, shipped_prompt, 
             wanted = default if isinstance(default, str) else pytest.approx(default)
             assert value == wanted, f"{node['class_type']}.{key}"
             compared.add(type(default))
-    assert compared >= ({float} if name == "use_identity" else {int, float, str})
+    assert compared >= ({float} if name == DRAW else {int, float, str})

@@ -132,9 +132,22 @@ def test_a_bypassed_node_passes_its_input_on_and_a_muted_one_nothing(mode, expec
     assert prompt["3"]["inputs"] == expected
 
 
-@pytest.mark.parametrize("values", [[7.5, 42, "fixed", "ddim"], [7.5, 42, "fixed", "ddim", 20, 1]])
-def test_values_that_do_not_fit_the_node_are_refused(values):
-    with pytest.raises(ValueError, match=r"Sampler \(3\) is saved with . widget values"):
+def test_a_node_saved_without_values_has_its_defaults():
+    nodes = [node(1, "LoadImage"), node(2, "Sampler"), node(3, "Save")]
+    prompt = to_prompt(saved(*nodes), OBJECT_INFO)
+    assert prompt["1"]["inputs"] == {"image": "a.png"}
+    assert prompt["2"]["inputs"] == {"cfg": 8.0, "sampler_name": "euler"}
+    assert prompt["3"]["inputs"] == {}
+
+
+def test_widgets_that_a_node_has_gained_since_have_their_defaults():
+    prompt = to_prompt(saved(node(3, "Sampler", [7.5, 42, "fixed"])), OBJECT_INFO)
+    assert prompt["3"]["inputs"] == {"cfg": 7.5, "seed": 42, "sampler_name": "euler"}
+
+
+def test_more_values_than_the_node_has_widgets_are_refused():
+    values = [7.5, 42, "fixed", "ddim", 20, 1]
+    with pytest.raises(ValueError, match=r"Sampler \(3\) is saved with 6 widget values"):
         to_prompt(saved(node(3, "Sampler", values)), OBJECT_INFO)
 
 

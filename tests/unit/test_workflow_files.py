@@ -1,18 +1,37 @@
 """The shipped workflow files are sound and tidy, whatever the server makes of them."""
 
 import itertools
-import json
+import re
 
 import pytest
-from sefi_ide.tools.comfyui import REPOSITORY
+from PIL import Image
+from sefi_ide.tools.templates import ALL, APP, FOLDER, template
 
-FILES = sorted((REPOSITORY / "workflows").glob("*.json"))
 TITLE_BAR = 30  # pixels above a node's position
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+@pytest.fixture(params=ALL)
 def workflow(request):
-    return json.loads(request.param.read_text(encoding="utf-8"))
+    return template(request.param)
+
+
+def texts(workflow):
+    """Everything that is written in its notes."""
+    notes = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    return "\n".join(text for note in notes for text in note["widgets_values"])
+
+
+def test_every_file_has_a_name_in_the_code_and_an_id_of_its_own():
+    assert sorted(ALL) == sorted(file.stem for file in FOLDER.glob("*.json"))
+    assert len({template(name)["id"] for name in ALL}) == len(ALL)
+
+
+def test_every_template_has_a_square_thumbnail_and_no_other_is_there():
+    thumbnails = list(FOLDER.glob("*.jpg"))
+    assert sorted(ALL) == sorted(file.stem for file in thumbnails)
+    for file in thumbnails:
+        width, height = Image.open(file).size
+        assert width == height
 
 
 def test_links_and_slots_name_each_other(workflow):
@@ -33,16 +52,59 @@ def test_links_and_slots_name_each_other(workflow):
     assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
 
 
-def test_no_node_lies_on_another(workflow):
-    boxes = [(node["pos"], node["size"], node["type"]) for node in workflow["nodes"]]
-    for (a, a_size, a_type), (b, b_size, b_type) in itertools.combinations(boxes, 2):
-        apart_x = a[0] + a_size[0] <= b[0] or b[0] + b_size[0] <= a[0]
-        apart_y = a[1] + a_size[1] + TITLE_BAR <= b[1] or b[1] + b_size[1] + TITLE_BAR <= a[1]
-        assert apart_x or apart_y, f"{a_type} and {b_type} overlap"
+def test_no_node_lies_on_another_and_each_lies_in_a_group_or_is_a_note(workflow):
+    boxes = [
+        (node["pos"][0], node["pos"][1] - TITLE_BAR, node["size"][0], node["size"][1] + TITLE_BAR)
+        for node in workflow["nodes"]
+    ]
+    for a, b in itertools.combinations(boxes, 2):
+        apart_x = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0]
+        apart_y = a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        assert apart_x or apart_y, f"the nodes at {a} and {b} overlap"
+    groups = [group["bounding"] for group in workflow["groups"]]
+    for box in boxes:
+        assert any(
+            group[0] <= box[0]
+            and group[1] <= box[1]
+            and box[0] + box[2] <= group[0] + group[2]
+            and box[1] + box[3] <= group[1] + group[3]
+            for group in groups
+        ), f"the node at {box} is in no group"
 
 
-def test_it_has_a_note_and_names_the_checkpoint_to_get(workflow):
+def test_it_says_where_to_start_in_a_few_words_and_names_the_checkpoint_to_get(workflow):
     kinds = [node["type"] for node in workflow["nodes"]]
-    assert "MarkdownNote" in kinds
+    assert workflow["nodes"][0]["title"] == "Start here"
     loader = workflow["nodes"][kinds.index("CheckpointLoaderSimple")]
     assert loader["properties"]["models"][0]["name"] == loader["widgets_values"][0]
+    for node in workflow["nodes"]:
+        if node["type"] == "MarkdownNote":
+            assert len(node["widgets_values"][0].split()) <= 100, node["title"]
+
+
+def test_it_names_no_file_of_the_user_s_that_may_not_be_there(workflow):
+    """Photos and identities are the user's own; ComfyUI calls a name without a file missing."""
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            assert node["widgets_values"][0] == ""
+        if node["type"] == "SeFiLoadIdentity":
+            assert node["widgets_values"] == []
+
+
+def test_templates_and_placeholders_that_are_named_in_notes_exist(workflow):
+    learned = [
+        n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "SeFiTrainIdentity"
+    ]
+    for placeholder in re.findall(r"`<(\w+)>`", texts(workflow)):
+        assert placeholder in (learned or ["anna"])
+    for name in re.findall(r"template \*([^*]+)\*", texts(workflow)):
+        assert any(known.startswith(name) for known in ALL), name
+
+
+def test_an_app_asks_for_widgets_that_exist_and_shows_the_picture(workflow):
+    data = workflow["extra"]["linearData"]
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node_id, name in data["inputs"]:
+        assert name in {slot["name"] for slot in nodes[node_id]["inputs"] if "widget" in slot}
+    assert [nodes[node_id]["type"] for node_id in data["outputs"]] == ["SaveImage"]
+    assert workflow["extra"].get("linearMode", False) == (workflow["id"] == template(APP)["id"])

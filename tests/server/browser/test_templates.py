@@ -1,10 +1,10 @@
 """The shipped workflows in the real frontend, as a user meets them."""
 
-import json
-
 import pytest
+import skimage.data
 from PIL import Image
 from playwright.sync_api import expect
+from sefi_ide.tests.server.browser.drawn import drawn_boxes, open_advanced_inputs, overlapping
 from sefi_ide.tests.server.browser.frontend import (
     PICTURES,
     SELECT,
@@ -12,40 +12,80 @@ from sefi_ide.tests.server.browser.frontend import (
     open_template,
     press_run,
 )
-from sefi_ide.tools.comfyui import REPOSITORY
+from sefi_ide.tests.server.browser.identities import put_identity
+from sefi_ide.tests.server.conftest import MINI_SD
+from sefi_ide.tools.templates import ALL, APP, DRAW, QUICK_START, template
 from sefi_ide.tools.workflow import to_prompt
 
-WORKFLOWS = sorted(file.stem for file in (REPOSITORY / "workflows").glob("*.json"))
+WINDOW = {"width": 1600, "height": 1000}
+QUICK = {
+    "CheckpointLoaderSimple": {"ckpt_name": "mini_sd.safetensors"},
+    "SeFiTrainIdentity": {"steps": 2, "preview_every": 1, "resolution": 128},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "KSampler": {"steps": 2},
+}
+"""Settings with which the miniature learns and draws in a few seconds."""
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_template_opens_with_what_its_file_says(page, object_info, name):
-    """And so the prompts that the other tests make of the files are those of the frontend."""
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_missing(server):
+    """What a user has: the checkpoints that the templates name, and a person in the library."""
+    for name in ALL:
+        for node in template(name)["nodes"]:
+            for model in node["properties"].get("models", []):
+                server.add_model("checkpoints", model["name"], MINI_SD)
+    put_identity(server, "anna.safetensors", "anna")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_template_opens_as_its_file_says_and_can_be_read(page, server, screenshot, name):
+    """The prompts that the other tests make of the files are those of the frontend, too."""
+    page.set_viewport_size(WINDOW)
     open_template(page, name)
     queued = page.evaluate("async () => (await app.graphToPrompt()).output")
     for node in queued.values():
         del node["_meta"]
-    file = REPOSITORY / "workflows" / f"{name}.json"
-    assert queued == to_prompt(json.loads(file.read_text(encoding="utf-8")), object_info)
+    assert queued == to_prompt(template(name), server.get("/object_info"))
+
+    if name == APP:
+        page.get_by_role("button", name="Enter node graph").click()
+    boxes = drawn_boxes(page)
+    assert page.evaluate("app.canvas.ds.scale") >= 0.6
+    assert not page.evaluate("app.canvas.low_quality"), "classic nodes draw no text so small"
+    for title, left, top, width, height in boxes:
+        inside = left >= 0 and top >= 0
+        inside &= left + width <= WINDOW["width"] and top + height <= WINDOW["height"]
+        assert inside, title
+    expect(page.get_by_test_id("error-overlay")).to_have_count(0)
+    assert overlapping(boxes) == []
+    screenshot(f"template {name}")
+
+    assert open_advanced_inputs(page) == (2 if name == DRAW else 3)
+    assert overlapping(drawn_boxes(page)) == []
+    screenshot(f"template {name}, advanced")
 
 
-def test_the_quick_start_from_photo_to_picture(page, server, picture):
-    open_template(page, "quick_start")
+def test_the_quick_start_from_photo_to_picture(page, server, picture, screenshot):
+    page.set_viewport_size(WINDOW)
+    open_template(page, QUICK_START)
     unused = len(server.get("/history"))  # a seed, so that the result is not at hand already
     values = {
+        **QUICK,
         "LoadImage": {"image": picture},
-        "CheckpointLoaderSimple": {"ckpt_name": "mini_sd.safetensors"},
-        "SeFiTrainIdentity": {"steps": 2, "preview_every": 1, "resolution": 128, "seed": unused},
+        "SeFiTrainIdentity": {**QUICK["SeFiTrainIdentity"], "seed": unused},
         "SeFiSaveIdentity": {"file_name": "from_the_frontend"},
-        "EmptyLatentImage": {"width": 128, "height": 128},
-        "KSampler": {"steps": 2},
     }
     page.evaluate(SET_WIDGETS, values)
     first = server.wait(press_run(page))
     assert first.executed("SeFiTrainIdentity")
-    expect(page.get_by_text("step 2 of 2, loss")).to_be_visible()
-    for shown in ("PreviewImage", "SaveImage"):
+    for shown in ("SeFiFaceMask", "PreviewImage", "SaveImage"):
         page.wait_for_function(f"(type) => ({PICTURES})(type) === 1", arg=shown)
+    # With the panel and all the pictures.
+    assert overlapping(drawn_boxes(page)) == []
+    screenshot("quick start, run")
+    open_advanced_inputs(page)
+    assert overlapping(drawn_boxes(page)) == []
+    screenshot("quick start, run, advanced")
 
     # The sampler's seed changes by itself with every run; the person is not learned again.
     again = server.wait(press_run(page))
@@ -53,15 +93,59 @@ def test_the_quick_start_from_photo_to_picture(page, server, picture):
     assert not again.executed("SeFiTrainIdentity")
 
 
+def test_the_app_from_photo_to_picture(page, server, tmp_path, screenshot):
+    page.set_viewport_size(WINDOW)
+    open_template(page, APP)
+    labels = page.get_by_test_id("builder-widget-label")
+    expect(labels).to_have_text(["photo", "checkpoint", "name", "prompt", "steps"])
+    screenshot("app, opened")
+
+    # What a user of the app cannot and need not set, so that it takes seconds.
+    unused = 1000 + len(server.get("/history"))
+    trainer = {"preview_every": 1, "resolution": 128, "seed": unused}
+    page.evaluate(SET_WIDGETS, {**QUICK, "SeFiTrainIdentity": trainer})
+    photo = tmp_path / "eileen.png"
+    Image.fromarray(skimage.data.astronaut()).save(photo)
+    asked = page.get_by_test_id("app-mode-widget-item")
+    with page.expect_file_chooser() as chosen:
+        asked.nth(0).get_by_text("Click to browse").click()
+    chosen.value.set_files(photo)
+    expect(asked.nth(0).locator("img").first).to_be_visible()
+    asked.nth(2).locator("input").fill("vera")
+    asked.nth(3).locator("textarea").fill("a photo of <vera> in the forest")
+    steps = asked.nth(4).locator("input")
+    steps.fill("6")
+    steps.press("Enter")
+    screenshot("app, ready")
+
+    with page.expect_response("**/api/prompt") as answer:
+        page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
+    shown = page.locator("img[src^='blob:']")
+    expect(shown.first).to_be_visible(timeout=60_000)
+    screenshot("app, learning")
+    run = server.wait(answer.value.json()["prompt_id"])
+    assert run.executed("SeFiTrainIdentity")
+    (words,) = (
+        node["inputs"]
+        for node in run.prompt.values()
+        if node["class_type"] == "CLIPTextEncode" and node["inputs"]["text"]
+    )
+    assert words["text"] == "a photo of <vera> in the forest"
+    (trained,) = (n for n in run.prompt.values() if n["class_type"] == "SeFiTrainIdentity")
+    assert (trained["inputs"]["name"], trained["inputs"]["steps"]) == ("vera", 6)
+    drawn = page.locator("img[src*='filename=anna']:visible")
+    expect(drawn.first).to_be_visible()
+    page.wait_for_function(
+        "(image) => image.naturalWidth === 128", arg=drawn.first.element_handle()
+    )
+    screenshot("app, drawn")
+
+
 def test_a_photo_without_a_face_is_told_in_one_sentence(page, server, tmp_path):
     black = tmp_path / "black.png"
     Image.new("RGB", (64, 64)).save(black)
-    open_template(page, "quick_start")
-    values = {
-        "LoadImage": {"image": server.upload(black)},
-        "CheckpointLoaderSimple": {"ckpt_name": "mini_sd.safetensors"},
-    }
-    page.evaluate(SET_WIDGETS, values)
+    open_template(page, QUICK_START)
+    page.evaluate(SET_WIDGETS, {**QUICK, "LoadImage": {"image": server.upload(black)}})
     press_run(page)
     page.get_by_role("button", name="View details").click()
     sentence = "sefi_ide.SeFiError: SeFi Face Mask: no face was found"
@@ -69,7 +153,7 @@ def test_a_photo_without_a_face_is_told_in_one_sentence(page, server, tmp_path):
 
 
 def test_the_help_page_of_a_node_opens(page):
-    open_template(page, "quick_start")
+    open_template(page, QUICK_START)
     page.evaluate(SELECT, "SeFiTrainIdentity")
     page.get_by_test_id("info-button").click()
     expect(page.get_by_role("heading", name="How to use it")).to_be_visible()
