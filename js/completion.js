@@ -21,7 +21,7 @@ const SHOWN = 50
 const GAP = 4
 const MARGIN = 8
 
-/** The open list: `{ field, start, query, options, chosen }`, or null. */
+/** The open list: `{ field, start, query, identities, options, chosen }`, or null. */
 let open = null
 let asked = 0
 const list = element("ul", { className: "sefi-completion", role: "listbox", id: "sefi-completion", ariaLabel: "Identities" })
@@ -41,9 +41,10 @@ function begunIn(field) {
 async function look(field) {
     const question = ++asked
     if (!begunIn(field)) return close()
+    if (open) show(field, open.identities) // at once: a key may follow before the answers
     const graph = await identitiesOfGraph()
     const inGraph = graph.map((identity) => ({ ...identity, inGraph: true }))
-    if (question === asked) show(field, inGraph)
+    if (question === asked && !open) show(field, inGraph)
     const others = await library()
     if (question !== asked) return
     const byFile = new Map(others.map((identity) => [identity.file, identity]))
@@ -64,7 +65,7 @@ function show(field, identities) {
     const before = open?.field === field ? open.options[open.chosen]?.name : undefined
     if (open && open.field !== field) close()
     const chosen = Math.max(0, options.findIndex(({ name }) => name === before && begun.query === open?.query))
-    open = { field, ...begun, options, chosen }
+    open = { field, ...begun, identities, options, chosen }
     list.replaceChildren(...options.map(row))
     if (!list.isConnected) document.body.append(list)
     field.setAttribute("aria-controls", list.id)
