@@ -20,6 +20,7 @@ SLOW = {
     "test_another_prompt_draws_another_picture_without_training_again",
     "test_every_prompt_is_drawn_as_without_compilation",
     "test_known_prompts_cost_nothing",
+    "test_settings_and_back_and_a_server_that_is_killed",
     "test_the_model_sees_a_smile_and_surprise_and_nothing_in_a_neutral_face",
     "test_unseen_people_are_learned_and_drawn_as_prompted",
 }
