@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 NODES = {
     "SeFiFaceMask": "face_mask",
     "SeFiTrainIdentity": "train_identity",
+    "SeFiLoadFaceEncoder": "predict_identity",
+    "SeFiPredictIdentity": "predict_identity",
     "SeFiSaveIdentity": "identity_files",
     "SeFiLoadIdentity": "identity_files",
     "SeFiApplyIdentity": "apply_identity",

@@ -16,12 +16,16 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..sefi_core.comfyui.face_encoders import OpenedEncoder
 from ..sefi_core.errors import SeFiError
 from ..sefi_core.identity.identity import Identity
 from ..sefi_core.images import is_image
 
 SEFI_IDENTITY = io.Custom("SEFI_IDENTITY")
 """Carries a :class:`sefi_core.identity.Identity` from node to node, as it is."""
+
+SEFI_FACE_ENCODER = io.Custom("SEFI_FACE_ENCODER")
+"""Carries a :class:`sefi_core.comfyui.face_encoders.OpenedEncoder`."""
 
 CATEGORY = "SeFi-IDE"
 
@@ -77,6 +81,10 @@ MASK = Socket(_is_mask, "connect a MASK (batch, height, width), such as that of 
 IDENTITY = Socket(
     lambda value: isinstance(value, Identity),
     "connect the identity of SeFi Load Identity or SeFi Train Identity",
+)
+FACE_ENCODER = Socket(
+    lambda value: isinstance(value, OpenedEncoder),
+    "connect the face encoder of SeFi Load Face Encoder",
 )
 TEXT = Socket(_is_text, "write a text, or connect a node that gives one")
 

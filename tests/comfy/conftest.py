@@ -82,3 +82,13 @@ def folder(tmp_path, monkeypatch):
         folder_paths.folder_names_and_paths, "sefi", ([str(folder)], {".safetensors"})
     )
     return folder
+
+
+@pytest.fixture
+def encoder_folder(tmp_path, monkeypatch):
+    """ComfyUI's folder of face encoders, empty."""
+    folder = tmp_path / "models" / "face2diffusion"
+    folder.mkdir(parents=True)
+    entry = ([str(folder)], {".safetensors", ".pt"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "face2diffusion", entry)
+    return folder

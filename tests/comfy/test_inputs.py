@@ -12,12 +12,15 @@ from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.likeness import SeFiLikeness
+from sefi_ide.nodes.predict_identity import SeFiLoadFaceEncoder, SeFiPredictIdentity
 from sefi_ide.nodes.prompt_score import SeFiPromptScore
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.face_encoders import OpenedEncoder
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.vision import vision_model
+from sefi_ide.tests.unit.face2diffusion_files import encoder_for
 
 from .training_runs import HIDDEN, photo_and_mask, run
 
@@ -90,8 +93,15 @@ def optional_inputs() -> set[str]:
     return {one.id for one in schema.inputs if one.optional}
 
 
-def test_advanced_inputs_are_optional():
-    for node in (SeFiTrainIdentity, SeFiApplyIdentity, SeFiFaceMask, SeFiAttentionMap):
+def test_advanced_inputs_are_optional(encoder_folder):
+    for node in (
+        SeFiTrainIdentity,
+        SeFiApplyIdentity,
+        SeFiFaceMask,
+        SeFiAttentionMap,
+        SeFiLoadFaceEncoder,
+        SeFiPredictIdentity,
+    ):
         for one in node.GET_SCHEMA().inputs:
             assert one.optional or not getattr(one, "advanced", False), (node, one.id)
 
@@ -101,7 +111,7 @@ def test_train_without_its_optional_inputs(models, value, monkeypatch):
     """As a prompt for the API that was saved before they were there, and as switch nodes give."""
     seen = []
     monkeypatch.setattr(
-        "sefi_ide.nodes.train_identity.train_identity",
+        "sefi_ide.nodes.train_identity.learn",
         lambda *args, **_: seen.append(args),
     )
     inputs = dict(zip(("model", "clip", "vae"), ([one] for one in models), strict=True))
@@ -159,7 +169,11 @@ def test_face_mask(changes, said):
     assert said in str(caught.value)
 
 
-KINDS = 20
+KINDS = 21
+
+
+def face_encoder():
+    return OpenedEncoder(encoder_for("sd1", {"l": 8}), (("faces.safetensors", "0" * 64),))
 
 
 def anything(models, anna):
@@ -186,6 +200,7 @@ def anything(models, anna):
         ((0.5, 1.0), {"SEFI_LIKENESS"}),
         ((0.5, "high"), set()),
         ("a\ud800text", set()),
+        (face_encoder(), {"SEFI_FACE_ENCODER"}),
     )
 
 
@@ -230,13 +245,22 @@ def good_inputs(models, anna):
             "identity": anna,
         },
         SeFiLoadIdentity: {"file": "anna.safetensors", "name": ""},
+        SeFiLoadFaceEncoder: {"file": "faces.safetensors", "mapping": "auto"},
+        SeFiPredictIdentity: {
+            "face_encoder": face_encoder(),
+            "photos": photo_and_mask()[0],
+            "masks": photo_and_mask()[1],
+            "expression": photo_and_mask()[0],
+            "name": "anna",
+            "class_word": "",
+        },
     }
 
 
 @pytest.mark.parametrize("value", range(KINDS))
-def test_anything_at_every_socket(models, anna, value, folder, monkeypatch):
+def test_anything_at_every_socket(models, anna, value, folder, encoder_folder, monkeypatch):
     """One sentence that names the node, the input and what to connect."""
-    monkeypatch.setattr("sefi_ide.nodes.train_identity.train_identity", None)  # never reached
+    monkeypatch.setattr("sefi_ide.nodes.train_identity.learn", None)  # never reached
     everything = anything(models, anna)
     assert len(everything) == KINDS
     came, fits = everything[value]

@@ -12,6 +12,8 @@ from sefi_ide.tools.server import PACK, ComfyServer
 NODE_IDS = [
     "SeFiFaceMask",
     "SeFiTrainIdentity",
+    "SeFiLoadFaceEncoder",
+    "SeFiPredictIdentity",
     "SeFiSaveIdentity",
     "SeFiLoadIdentity",
     "SeFiApplyIdentity",

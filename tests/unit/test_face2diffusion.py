@@ -10,72 +10,27 @@ import safetensors.torch
 import torch
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.face2diffusion.files import (
-    FaceEncoder,
     read_face_encoder,
     read_published,
     write_face_encoder,
 )
-from sefi_ide.sefi_core.face2diffusion.networks import (
-    PUBLISHED_OUTPUTS,
-    EncoderShape,
-    Mapping,
-    Output,
+from sefi_ide.sefi_core.face2diffusion.networks import PUBLISHED_OUTPUTS, EncoderShape, Mapping
+from sefi_ide.tests.unit.face2diffusion_files import (
+    TAPS,
+    mapping_tensors,
+    msid_tensors,
+    small,
 )
-
-TAPS = (2, 5, 8, 11)
-
-
-def normal(shape, generator, scale=0.05):
-    return torch.randn(shape, generator=generator) * scale
 
 
 @pytest.fixture(scope="module")
 def msid():
-    """Tensors of ``msid.pt``, written down from its published keys and shapes."""
-    g = torch.Generator().manual_seed(1)
-    state = {
-        "cls_token": normal((1, 1, 384), g),
-        "pos_embed": normal((1, 197, 384), g),
-        "patch_embed.proj.weight": normal((384, 3, 8, 8), g),
-        "patch_embed.proj.bias": normal((384,), g),
-        "norm.weight": normal((384,), g),
-        "norm.bias": normal((384,), g),
-    }
-    for block in (f"blocks.{i}." for i in range(12)):
-        for name, shape in {
-            "attn.qkv": (1152, 384),
-            "attn.proj": (384, 384),
-            "mlp.fc1": (1536, 384),
-            "mlp.fc2": (384, 1536),
-        }.items():
-            state[f"{block}{name}.weight"] = normal(shape, g)
-            state[f"{block}{name}.bias"] = normal(shape[:1], g)
-        for name in ("norm1", "norm2"):
-            state[f"{block}{name}.weight"] = 1 + normal((384,), g)
-            state[f"{block}{name}.bias"] = normal((384,), g)
-    for tap in TAPS:
-        for part in (0, 1):
-            state[f"norms.layer_{tap}.{part}.weight"] = 1 + normal((384,), g)
-            state[f"norms.layer_{tap}.{part}.bias"] = normal((384,), g)
-        state[f"norms.layer_{tap}.0.running_mean"] = normal((384,), g)
-        state[f"norms.layer_{tap}.0.running_var"] = 1 + normal((384,), g).abs()
-        state[f"norms.layer_{tap}.0.num_batches_tracked"] = torch.tensor(7)
-    return state
+    return msid_tensors()
 
 
 @pytest.fixture(scope="module")
 def mapping():
-    g = torch.Generator().manual_seed(2)
-    state = {"null_exp": normal((64,), g, 1.0)}
-    for head in ("i2t_first", "i2t_last"):
-        for layer, shape in (
-            ("layers.0.0", (1536, 1600)),
-            ("layers.1.0", (1536, 1536)),
-            ("fc_out", (768, 1536)),
-        ):
-            state[f"{head}.{layer}.weight"] = normal(shape, g)
-            state[f"{head}.{layer}.bias"] = normal(shape[:1], g)
-    return state
+    return mapping_tensors()
 
 
 @pytest.fixture(scope="module")
@@ -172,21 +127,6 @@ def test_an_expression_that_is_no_number_is_left_to_the_prompt(published):
     alone = published.mapping(features[1:])["i2t_first"]
     torch.testing.assert_close(both[1:], alone)
     assert not torch.equal(both[:1], published.mapping(features[:1])["i2t_first"])
-
-
-def small(**changes):
-    """An encoder of its own kind: SDXL's two text encoders, K and V apart, five stages."""
-    torch.manual_seed(4)
-    shape = EncoderShape("cnn", widths=(4, 6))
-    outputs = [
-        Output("l_key", "l", 8, "key", 5),
-        Output("l_value", "l", 8, "value", 1),
-        Output("g_both", "g", 12, "both", 5),
-    ]
-    mapping = Mapping(shape.features, outputs, 3)
-    encoder = shape.build()
-    made = {"family": "sdxl", "crop": "head", "position_free": False, "class_word": "cat"}
-    return FaceEncoder(encoder.eval(), mapping.eval(), shape, **{**made, **changes})
 
 
 def test_an_own_file_gives_the_same_encoder_again(tmp_path, faces):

@@ -21,6 +21,7 @@ FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggi
 
 ROOMS = (
     {"learning", "likeness", "prompt_score"},
+    {"face_encoders"},
     {"apply", "attention_maps", "faces", "library"},
     {"methods"},
     {"clip"},
