@@ -10,7 +10,7 @@ import comfy.sample
 import pytest
 import torch
 from comfy.sd import CLIP
-from sefi_ide.sefi_core.comfyui.learning import train
+from sefi_ide.sefi_core.comfyui.learning import pace, showing
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.errors import SeFiError
@@ -233,9 +233,9 @@ def test_what_was_learned_comes_out_whatever_happens_to_its_report(
     elif where == "sample":
         monkeypatch.setattr(comfy.sample, "sample", fail)
     else:
-        whole = train.placeholder_map
+        whole = showing.look
         answers = iter([whole])  # before the first step; after the last it fails
-        monkeypatch.setattr(train, "placeholder_map", lambda *a: next(answers, fail)(*a))
+        monkeypatch.setattr(showing, "look", lambda *a: next(answers, fail)(*a))
     try:
         identity, losses, report = run((model, clip, vae))
         cancelled = comfy.model_management.processing_interrupted()
@@ -248,7 +248,8 @@ def test_what_was_learned_comes_out_whatever_happens_to_its_report(
 
 
 def test_a_preview_that_fails_stops_nothing(mini_sd, monkeypatch):
-    expected = run(mini_sd)[0]
+    monkeypatch.setattr(pace, "PREVIEW_SHARE", 1e9)  # previews may take as long as they like
+    expected = run(mini_sd, steps=5)[0]
     model, clip, vae = mini_sd
     decode, pictures = vae.decode, iter([True])
 
@@ -258,13 +259,15 @@ def test_a_preview_that_fails_stops_nothing(mini_sd, monkeypatch):
         return decode(samples)
 
     monkeypatch.setattr(vae, "decode", fail_once)
-    identity, _, report = run((model, clip, vae), preview_every=1)
+    identity, _, report = run((model, clip, vae), steps=5, preview_every=1)
+    assert next(pictures, None) is None
     assert same(identity, expected) and torch.isfinite(report).all()
 
 
 def test_numbers_that_are_none_do_not_reach_a_picture(mini_sd, monkeypatch):
+    monkeypatch.setattr(pace, "PREVIEW_SHARE", 1e9)
     model, clip, vae = mini_sd
     decode = vae.decode
     monkeypatch.setattr(vae, "decode", lambda samples: decode(samples) * float("nan"))
-    identity, _, report = run((model, clip, vae), preview_every=1)
-    assert same(identity, run(mini_sd)[0]) and torch.isfinite(report).all()
+    identity, _, report = run((model, clip, vae), steps=5, preview_every=1)
+    assert same(identity, run(mini_sd, steps=5)[0]) and torch.isfinite(report).all()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 import threading
 import time
 from array import array
@@ -22,6 +21,7 @@ from PIL import Image
 
 from ...images import pixels_of
 from ...learning.loop import Step
+from ..notices import prompt_server
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +158,6 @@ class LiveTraining:
             self._told_at = time.monotonic()
             if server is not None:
                 server.send_sync(EVENT, self.as_json(told))
-
-
-def prompt_server() -> Any:
-    """ComfyUI's server, or None in a program that has not started it."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def send_preview(preview: tuple[str, Image.Image, int], prompt: str) -> bool:

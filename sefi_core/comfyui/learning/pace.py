@@ -33,8 +33,8 @@ class Pace:
         self.durations: deque[float] = deque(maxlen=_RECENT_STEPS)
         self.spent = 0.0
         self.slowness = 0.0  # seconds of a preview for each of the steps that it should take
-        self.drawing: tuple[float, float] | None = None
-        self.has_drawn = False
+        self.drawing: tuple[float, float] | None = None  # since when, and how many steps it takes
+        self.has_drawn = 0.0  # in the last step: how many steps it should have taken
 
     def begin(self) -> None:
         """What comes now is a step, whatever took time before it."""
@@ -47,10 +47,10 @@ class Pace:
         usual = self.a_step()
         if self.has_drawn and usual is not None:
             # Drawing may have pushed the model out of memory, which the step after it pays for.
-            self.spent += max(0.0, duration - 2 * usual)
+            self._count(max(0.0, duration - usual), self.has_drawn)
         elif self.number:
             self.durations.append(duration)
-        self.has_drawn = False
+        self.has_drawn = 0.0
         self.number = number
 
     def a_step(self) -> float | None:
@@ -88,6 +88,10 @@ class Pace:
         if self.drawing is not None:
             began, in_steps = self.drawing
             now = self.clock()
-            self.spent += now - began
-            self.slowness = (now - began) / in_steps
-            self.drawing, self.ended, self.has_drawn = None, now, True
+            self.slowness = 0.0
+            self._count(now - began, in_steps)
+            self.drawing, self.ended, self.has_drawn = None, now, in_steps
+
+    def _count(self, seconds: float, in_steps: float) -> None:
+        self.spent += seconds
+        self.slowness += seconds / in_steps

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .live import PICTURES, LiveTraining, newest, of_workflow, prompt_server
+from ..notices import prompt_server
+from .live import PICTURES, LiveTraining, newest, of_workflow
 
 STATE, PICTURE, STOP = "/sefi/training", "/sefi/training/picture", "/sefi/training/stop"
 
