@@ -81,11 +81,15 @@ def _running() -> _Place | None:
 
 
 def _workflow(server: Any, prompt_id: str) -> str:
-    """The id of the workflow that is running; nodes of different workflows have the same ids."""
-    for _, running, _, extra, *_ in server.prompt_queue.get_current_queue_volatile()[0]:
+    """The id of the workflow that is running; nodes of different workflows have the same ids.
+
+    "" for what is queued without one, and whatever a program has put into its place.
+    """
+    for _, running, _, found, *_ in server.prompt_queue.get_current_queue_volatile()[0]:
         if running == prompt_id:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return str(workflow.get("id", ""))
+            for key in ("extra_pnginfo", "workflow", "id"):
+                found = found.get(key) if isinstance(found, dict) else None
+            return str(found or "")
     return ""
 
 

@@ -6,6 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from comfy_execution.graph import DynamicPrompt
+from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 from sefi_ide.sefi_core.comfyui import notices
 from sefi_ide.sefi_core.comfyui.clip import unknown
@@ -23,12 +25,12 @@ class Server:
 
     def __init__(self):
         self.client_id = "browser"
-        self.workflow = "workflow"
+        self.workflow = {"id": "workflow"}
         self.sent = []
         self.prompt_queue = self
 
     def get_current_queue_volatile(self):
-        extra = {"extra_pnginfo": {"workflow": {"id": self.workflow}}}
+        extra = {"extra_pnginfo": {"workflow": self.workflow}}
         return [(0, prompt, {}, extra, [], {}) for prompt in ("one", "two")], []
 
     def send_progress_text(self, text, node_id, sid=None):
@@ -90,12 +92,31 @@ def test_a_mended_text_takes_it_away(server, clip):
 def test_a_node_of_another_workflow_is_left_alone(server, clip):
     encode(clip, "<bob>")
     server.taken()
-    server.workflow = "another"
+    server.workflow = {"id": "another"}
     encode(clip, "<anna>", prompt="two")
     assert server.taken() == []
-    server.workflow = "workflow"
+    server.workflow = {"id": "workflow"}
     encode(clip, "<anna>", prompt="two")
     assert server.taken() == [("6", " ")]
+
+
+@pytest.mark.parametrize("workflow", [None, "text", {}, {"id": None}, ["list"]])
+def test_a_prompt_without_a_proper_workflow(server, clip, workflow):
+    server.workflow = workflow
+    encode(clip, "<bob>")
+    encode(clip, "<anna>", prompt="two")
+    assert server.taken() == [("6", BOB), ("6", " ")]
+
+
+def test_a_node_that_another_one_has_made_speaks_on_that(server, clip):
+    graph = DynamicPrompt({"6": {"class_type": "Loop", "inputs": {}}})
+    graph.add_ephemeral_node("6.0.1", {"class_type": "CLIPTextEncode"}, "6", "6")
+    reset_progress_state("one", graph)
+    try:
+        encode(clip, "<bob>", node="6.0.1")
+    finally:
+        reset_progress_state("", DynamicPrompt({}))
+    assert server.taken() == [("6", BOB)]
 
 
 def test_a_clip_without_identities_says_nothing(server, mini_sd):
