@@ -126,7 +126,7 @@ def _clip(clip: CLIP) -> list[Any]:
 def _vae(vae: VAE) -> list[Any]:
     if type(vae) is not VAE:  # packs bring VAEs of classes of their own
         return [_mark(vae)]
-    network = vae.first_stage_model
+    network: Any = vae.first_stage_model
     return [_kinds(network), vae.vae_dtype, vae.device, _weights(vae.patcher)]
 
 
