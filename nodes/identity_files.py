@@ -10,7 +10,6 @@ from comfy_api.latest import io, ui
 from ..sefi_core.comfyui import library, notices
 from ..sefi_core.errors import SeFiError, raised_by
 from ..sefi_core.identity.identity import Identity
-from ..sefi_core.identity.thumbnail import picture_in
 from .types import CATEGORY, SEFI_IDENTITY, TEXT, check_identity, check_input
 
 _saved: set[tuple[str, str, Path]] = set()
@@ -181,7 +180,4 @@ class SeFiLoadIdentity(io.ComfyNode):
             identity = library.load_identity(file)
             if name:
                 identity = identity.renamed(name)
-        if identity.thumbnail is None:
-            return io.NodeOutput(identity)
-        picture = picture_in(identity.thumbnail)[None].float() / 255
-        return io.NodeOutput(identity, ui=ui.PreviewImage(picture, cls=cls))
+        return io.NodeOutput(identity)

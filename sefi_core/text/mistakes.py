@@ -26,13 +26,16 @@ def placeholder_mistakes(text: str, names: Collection[str]) -> list[str]:
     """A sentence for each tag of ``text`` that looks like a placeholder and is none of ``names``.
 
     Only what could be a name counts, or a known name with spaces around it: tags of LoRAs
-    (``<lora:anna:1>``) and of other packs have a colon, wildcards (``<__who__>``) underscores.
+    (``<lora:anna:1>``) and of other packs have a colon, wildcards (``<__who__>``) underscores, and
+    those of XML are closed (``<think>...</think>``).
     """
     inner_texts = dict.fromkeys(match[1] for match in _TAG.finditer(text))
     told = (
         _sentence(inner, names)
         for inner in inner_texts
-        if unicodedata.normalize("NFC", inner) not in names and _could_be_a_name(inner)
+        if unicodedata.normalize("NFC", inner) not in names
+        and f"/{inner}" not in inner_texts
+        and _could_be_a_name(inner)
     )
     return list(itertools.islice(filter(None, told), MOST_TOLD))
 

@@ -7,7 +7,6 @@ from itertools import count
 from types import SimpleNamespace
 
 import execution
-import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
@@ -190,16 +189,6 @@ class TestInTheGraph:
         }
         queue(graph)
         assert sorted(IdentitySink.arrived) == [("anna", 2.0), ("anna_one", 1.0)]
-
-    def test_a_loaded_identity_shows_its_face(self, folder, queue):
-        thumbnail = thumbnail_of(torch.full((8, 6, 3), 0.1))
-        library.save_identity(make_identity(thumbnail=thumbnail))
-        graph = {
-            "1": ("SeFiLoadIdentity", {"file": "anna.safetensors"}),
-            "2": ("TestIdentitySink", {"identity": ["1", 0]}),
-        }
-        (image,) = queue(graph)["1"]["images"]
-        assert os.path.isfile(os.path.join(folder_paths.get_temp_directory(), image["filename"]))
 
     @pytest.mark.parametrize(
         "inputs, remedy",

@@ -14,6 +14,7 @@ from sefi_ide.sefi_core.text.mistakes import MOST_TOLD, placeholder_mistakes
         "<lora:anna:1> <lyco:x:0.5> <hypernet:y:1> <LORA:bob>",
         "__who__ <__who__> {red|blue} [bob] (bob:1.1)",
         "embedding:<bob> EMBEDDING:<bob>",
+        "<think>a photo of</think> <anna>",
         "1 < 2 > 1, <- and ->, <3, <>, <<>>, < >",
         "<|endoftext|> </b> <a b> <b/> <b\u200d> <x@y> <a.b>",
     ],
