@@ -1,5 +1,5 @@
-"""The identity's file: one safetensors file, of about 50 KB for one stage of Stable Diffusion 1.x
-and 6 KB more for each further one; the thumbnail is 40 KB of it.
+"""The identity's file: one safetensors file, of about 60 KB for one stage of Stable Diffusion 1.x
+and 6 KB more for each further one; the thumbnail is 50 KB of it.
 
 - tensors ``keys.<encoder>`` and ``values.<encoder>``, float32, (stages, vectors, width);
 - metadata, all strings: ``format``, ``format_version``, ``name``, ``class_word``, ``family``,
