@@ -18,7 +18,7 @@ def open_template(page, name):
     """Open one of the pack's templates as a user does, by its title."""
     page.get_by_role("button", name="Templates").first.click()
     page.get_by_text(PACK, exact=True).click()
-    page.get_by_text(name, exact=True).click()
+    page.get_by_role("heading", name=name, exact=True).click()  # its description says it, too
     page.wait_for_function("(name) => document.title.includes(name)", arg=name)
 
 
