@@ -3,8 +3,8 @@
  *
  * The schema says `advanced` in the options of a widget, where only Nodes 2.0 looks; classic nodes
  * look at the widget itself, and leave room for it as long as it is not hidden. Both follow the
- * node's "Show Advanced" here. An input that is connected is always shown, as Nodes 2.0 does. Classic
- * nodes offer it in their menu only, so that they get a button as well, like that of Nodes 2.0.
+ * node's "Show Advanced" here. An input that is connected is always shown, as Nodes 2.0 does.
+ * Classic nodes offer it in their menu only, so that they get a button, like that of Nodes 2.0.
  */
 import { app } from "../../scripts/app.js"
 
@@ -34,8 +34,9 @@ function fold(node, widget) {
 }
 
 function addButton(node) {
+    const toggle = () => node.toggleAdvanced()
     const options = { serialize: false, canvasOnly: true }
-    const button = node.addWidget("button", "advanced_inputs", null, () => node.toggleAdvanced(), options)
+    const button = node.addWidget("button", "advanced_inputs", null, toggle, options)
     button.serialize = false // not among the saved values of the widgets
     Object.defineProperties(button, {
         label: {
@@ -75,8 +76,9 @@ app.registerExtension({
         addButton(node)
         shrinkWhenFolded(node)
         // Only a new node: a saved one gets its saved size right after this.
-        const texts = node.widgets.filter((widget) => widget.element?.tagName === "TEXTAREA" && !widget.hidden)
-        const height = node.computeSize()[1] + texts.length * TEXT_ROOM
-        if (!LiteGraph.vueNodesMode) node.setSize([node.size[0], height])
+        if (LiteGraph.vueNodesMode) return
+        const isText = (widget) => widget.element?.tagName === "TEXTAREA" && !widget.hidden
+        const room = node.widgets.filter(isText).length * TEXT_ROOM
+        node.setSize([node.size[0], node.computeSize()[1] + room])
     },
 })

@@ -6,7 +6,7 @@
  */
 import { app } from "../../scripts/app.js"
 import { caretPosition } from "./lib/caret.js"
-import { element, face, loadStyles } from "./lib/elements.js"
+import { element, face, label, loadStyles } from "./lib/elements.js"
 import { identitiesOfGraph } from "./lib/identities.js"
 import { library } from "./lib/library.js"
 
@@ -17,6 +17,7 @@ const FIELDS = "textarea, .graphdialog input[type=text], .lg-node input[type=tex
 const BEGUN = /<([\p{L}\p{M}\p{N}_\-\u200c\u200d]{0,64})$/u
 /** What is left of a placeholder behind the caret that stands in it. */
 const REST = /^[\p{L}\p{M}\p{N}_\-\u200c\u200d]{0,64}>/u
+const INSERTED = "insertReplacementText"
 const SHOWN = 50
 const GAP = 4
 const MARGIN = 8
@@ -24,10 +25,16 @@ const MARGIN = 8
 /** The open list: `{ field, start, query, identities, options, chosen }`, or null. */
 let open = null
 let asked = 0
-const list = element("ul", { className: "sefi-completion", role: "listbox", id: "sefi-completion", ariaLabel: "Identities" })
+const list = element("ul", {
+    className: "sefi-completion",
+    role: "listbox",
+    id: "sefi-completion",
+    ariaLabel: "Identities",
+})
 
 function isField(target) {
-    return target instanceof HTMLElement && target.matches(FIELDS) && !target.readOnly && !target.disabled
+    const isOne = target instanceof HTMLElement && target.matches(FIELDS)
+    return isOne && !target.readOnly && !target.disabled
 }
 
 function begunIn(field) {
@@ -58,13 +65,16 @@ async function look(field) {
 function show(field, identities) {
     const begun = begunIn(field)
     if (!begun || document.activeElement !== field) return close()
-    const matching = identities.filter(({ name }) => name.toLocaleLowerCase().includes(begun.query))
-    const begins = ({ name }) => name.toLocaleLowerCase().startsWith(begun.query)
-    const options = [...matching.filter(begins), ...matching.filter((one) => !begins(one))].slice(0, SHOWN)
+    const found = identities
+        .map((identity) => [identity.name.toLocaleLowerCase().indexOf(begun.query), identity])
+        .filter(([at]) => at >= 0)
+    const [begin, have] = [found.filter(([at]) => !at), found.filter(([at]) => at)]
+    const options = [...begin, ...have].map(([, identity]) => identity).slice(0, SHOWN)
     if (!options.length) return close()
     const before = open?.field === field ? open.options[open.chosen]?.name : undefined
     if (open && open.field !== field) close()
-    const chosen = Math.max(0, options.findIndex(({ name }) => name === before && begun.query === open?.query))
+    const same = begun.query === open?.query
+    const chosen = Math.max(0, same ? options.findIndex(({ name }) => name === before) : 0)
     open = { field, ...begun, identities, options, chosen }
     list.replaceChildren(...options.map(row))
     if (!list.isConnected) document.body.append(list)
@@ -76,15 +86,16 @@ function show(field, identities) {
 
 function row({ name, classWord, file, picture, inGraph }, index) {
     const where = inGraph ? "in this graph" : file.replace(/\.safetensors$/i, "")
-    const title = inGraph ? `<${name}>` : `<${name}>: load it with SeFi Load Identity, it is in models/sefi`
+    const mark = inGraph ? "sefi-completion-where sefi-in-graph" : "sefi-completion-where"
     const option = element(
         "li",
-        { className: "sefi-completion-option", role: "option", id: `sefi-completion-${index}`, title },
+        { className: "sefi-completion-option", role: "option", id: `sefi-completion-${index}` },
         face(picture, "sefi-completion-face"),
-        element("code", { className: "sefi-placeholder", textContent: `<${name}>` }),
-        element("span", { className: "sefi-completion-word", textContent: classWord ?? "" }),
-        element("span", { className: `sefi-completion-where ${inGraph ? "sefi-in-graph" : ""}`, textContent: where })
+        label("sefi-placeholder", `<${name}>`, "code"),
+        label("sefi-completion-word", classWord ?? ""),
+        label(mark, where)
     )
+    option.title = inGraph ? `<${name}>` : `<${name}> of models/sefi: use SeFi Load Identity for it`
     option.addEventListener("pointermove", () => choose(index, false))
     option.addEventListener("click", () => insert(index))
     return option
@@ -123,7 +134,7 @@ function insert(index) {
     asked++
     field.focus()
     field.setRangeText(`<${options[index].name}>`, start, end + rest.length, "end")
-    field.dispatchEvent(new InputEvent("input", { bubbles: true, inputType: "insertReplacementText" }))
+    field.dispatchEvent(new InputEvent("input", { bubbles: true, inputType: INSERTED }))
 }
 
 const KEYS = {
@@ -148,7 +159,7 @@ function onKeyDown(event) {
 }
 
 function onInput(event) {
-    if (event.inputType === "insertReplacementText" || event.isComposing) return
+    if (event.inputType === INSERTED || event.isComposing) return
     if (!isField(event.target) || !app.extensionManager.setting.get(SETTING)) return
     void look(event.target)
 }
@@ -177,7 +188,7 @@ app.registerExtension({
     ],
     setup() {
         loadStyles()
-        // The field keeps the focus, and what is open around it does not take the click as one outside.
+        // The field keeps the focus, and a dialog around it takes no click as outside of it.
         for (const type of ["pointerdown", "mousedown"])
             list.addEventListener(type, (event) => {
                 event.preventDefault()

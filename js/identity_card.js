@@ -1,7 +1,7 @@
 /** The card on SeFi Load Identity: whom the chosen file holds, before anything is run. */
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
-import { element, face, loadStyles } from "./lib/elements.js"
+import { element, face, icon, label, loadStyles } from "./lib/elements.js"
 import { valueOf } from "./lib/graph.js"
 import { appliersOf, checkpointOf, placeOf } from "./lib/identities.js"
 import { FAMILIES, identityFiles, identityOf, metadataOf } from "./lib/library.js"
@@ -82,7 +82,7 @@ async function update(node) {
     state.card.replaceChildren(...(renamed ? drawn(renamed, warning) : nobody(file)))
 }
 
-/** What does not fit between an identity and the checkpoints that it is applied to; "" if nothing. */
+/** What does not fit between an identity and the checkpoints that it goes to; "" if nothing. */
 async function mismatchOf(node, family) {
     for (const place of appliersOf(node)) {
         const checkpoint = checkpointOf(place)
@@ -101,27 +101,24 @@ function labelOf(family) {
 
 function drawn(identity, warning) {
     const { placeholder, classWord, family, steps, date, ofFile, picture } = identity
-    const when = date && element("span", {
-        textContent: date.toLocaleDateString(undefined, { dateStyle: "medium" }),
-        title: `${ofFile ? "File of" : "Learned on"} ${date.toLocaleString()}`,
-    })
-    const taken = steps && element("span", { textContent: steps === 1 ? "1 step" : `${steps} steps` })
-    const facts = [when, taken].filter(Boolean)
+    const when = date && label("", date.toLocaleDateString(undefined, { dateStyle: "medium" }))
+    if (when) when.title = `${ofFile ? "File of" : "Learned on"} ${date.toLocaleString()}`
+    const facts = [when, steps && (steps === 1 ? "1 step" : `${steps} steps`)]
     const text = element(
         "div",
         { className: "sefi-card-text" },
         element(
             "div",
             { className: "sefi-card-head" },
-            element("code", { className: "sefi-placeholder", textContent: placeholder, title: placeholder }),
+            label("sefi-placeholder", placeholder, "code"),
             copyButton(placeholder)
         ),
-        line([classWord, labelOf(family)].filter(Boolean).map((textContent) => element("span", { textContent }))),
+        line([classWord, labelOf(family)]),
         warning
             ? element(
                   "div",
                   { className: "sefi-card-warning", title: warning, role: "alert" },
-                  element("span", { className: "pi pi-exclamation-triangle", ariaHidden: "true" }),
+                  icon("exclamation-triangle"),
                   warning
               )
             : line(facts)
@@ -131,7 +128,7 @@ function drawn(identity, warning) {
 
 function line(parts) {
     const row = element("div", { className: "sefi-card-line" })
-    parts.forEach((part, index) => row.append(index ? " · " : "", part))
+    parts.filter(Boolean).forEach((part, index) => row.append(index ? " · " : "", part))
     row.title = row.textContent
     return row
 }
@@ -140,21 +137,22 @@ function nobody(file) {
     const textContent = file
         ? "This file is no identity, or is not in models/sefi."
         : "Save an identity with SeFi Save Identity, then choose it here."
-    return [face("", "sefi-card-face"), element("div", { className: "sefi-card-text sefi-card-line sefi-card-nobody", textContent })]
+    const text = label("sefi-card-text sefi-card-line sefi-card-nobody", textContent, "div")
+    return [face("", "sefi-card-face"), text]
 }
 
 function copyButton(text) {
-    const icon = element("span", { className: "pi pi-copy", ariaHidden: "true" })
-    const label = element("span", { className: "sefi-card-copied", role: "status" })
+    const done = element("span", { className: "sefi-card-copied", role: "status" })
     const title = `Copy ${text}`
-    const button = element("button", { type: "button", className: "sefi-card-copy", title, ariaLabel: title }, icon, label)
+    const properties = { type: "button", className: "sefi-card-copy", title, ariaLabel: title }
+    const button = element("button", properties, icon("copy"), done)
     button.addEventListener("click", async () => {
         if (!(await copy(text))) return
-        icon.className = "pi pi-check"
-        label.textContent = "Copied"
+        button.firstChild.replaceWith(icon("check"))
+        done.textContent = "Copied"
         setTimeout(() => {
-            icon.className = "pi pi-copy"
-            label.textContent = ""
+            button.firstChild.replaceWith(icon("copy"))
+            done.textContent = ""
         }, COPIED_MILLISECONDS)
     })
     return button
@@ -165,7 +163,7 @@ async function copy(text) {
         await navigator.clipboard.writeText(text)
         return true
     } catch {
-        // Browsers have no clipboard for pages of http:// addresses, such as a server's in the house.
+        // Browsers have no clipboard for pages of http:// addresses, but for those of this machine.
         const field = element("textarea", { value: text, className: "sefi-offscreen" })
         document.body.append(field)
         field.select()

@@ -9,7 +9,7 @@ import { identityFiles, isName } from "./lib/library.js"
 const ERROR = "sefi_ide.SeFiError"
 const SAVE = "SeFiSaveIdentity"
 /** Their texts are no prompts for the CLIP that is connected to them. */
-const NO_PROMPTS = ["SeFiTrainIdentity", "SeFiPromptScore"]
+const NO_PROMPTS = [APPLY, "SeFiTrainIdentity", "SeFiPromptScore"]
 const WARNING_MILLISECONDS = 12000
 const ERROR_MILLISECONDS = 20000
 /** How long the frontend's message takes to be in its place. */
@@ -29,7 +29,7 @@ function tell(severity, summary, detail, life, styleClass = "") {
     return toast
 }
 
-/** The sentence of an error that the user can put right: the frontend says only that there is one. */
+/** The sentence of an error that the user can put right; the frontend says that there is one. */
 async function onError({ detail: error }) {
     if (error.exception_type !== ERROR) return
     // Without its panel of errors the frontend opens a dialog, which has the sentence.
@@ -75,7 +75,7 @@ async function unknownWords() {
     const found = []
     for (const place of places()) {
         const clips = inputsOf(place, "CLIP")
-        if (clips.length !== 1 || place.node.type === APPLY || NO_PROMPTS.includes(place.node.type)) continue
+        if (clips.length !== 1 || NO_PROMPTS.includes(place.node.type)) continue
         const texts = inputsOf(place, "STRING").map(({ name }) => valueOf(place, name))
         const words = new Set(texts.filter((text) => typeof text === "string").flatMap(wordsIn))
         if (!words.size) continue
@@ -92,17 +92,18 @@ async function warnOfUnknownWords() {
     if (!prompts.length) return
     const graph = (await identitiesOfGraph()).map(({ name }) => name.normalize("NFC"))
     for (const { words, names } of prompts)
-        for (const word of words)
-            tell("warn", `<${word}> is no identity of this prompt`, remedy(word, names, graph), WARNING_MILLISECONDS)
+        for (const word of words) {
+            const summary = `<${word}> is no identity here`
+            tell("warn", summary, remedy(word, names, graph), WARNING_MILLISECONDS)
+        }
 }
 
 function remedy(word, names, graph) {
-    const known = names.map((name) => `<${name}>`).join(", ")
+    const known = `It is read as plain text. Known: ${names.map((name) => `<${name}>`).join(", ")}.`
     const same = names.find((name) => name.toLocaleLowerCase() === word.toLocaleLowerCase())
-    if (same) return `It is drawn as plain words. Upper and lower case count: write <${same}>.`
-    if (graph.includes(word))
-        return `It is drawn as plain words: <${word}> is in the graph, but not in this prompt's CLIP, which has ${known}. Connect it through its SeFi Apply Identity.`
-    return `It is drawn as plain words. This prompt's CLIP has ${known}.`
+    if (same) return `Did you mean <${same}>? Upper and lower case count.`
+    if (!graph.includes(word)) return known
+    return `It is in the graph, but its SeFi Apply Identity does not lead to this prompt. ${known}`
 }
 
 let files = null
@@ -130,11 +131,12 @@ function onExecuted({ detail }) {
 
 app.registerExtension({
     name: "SeFi.Notices",
-    async setup() {
+    setup() {
         loadStyles()
         api.addEventListener("execution_error", onError)
         api.addEventListener("promptQueueing", () => void warnOfUnknownWords())
         api.addEventListener("executed", onExecuted)
-        files = await filesNow()
+        // Not awaited: the frontend would wait for a folder that may be slow.
+        void filesNow().then((now) => (files = now))
     },
 })

@@ -33,8 +33,9 @@ export function caretPosition(field, index) {
     mirror.remove()
     const box = field.getBoundingClientRect()
     const scale = box.width / (field.offsetWidth || 1)
-    const middle = field.tagName === "TEXTAREA" ? 0 : (field.offsetHeight - offsetHeight) / 2 - offsetTop
-    const top = box.top + (offsetTop + middle - field.scrollTop) * scale
+    // The text of an input stands in its middle.
+    const y = field.tagName === "TEXTAREA" ? offsetTop : (field.offsetHeight - offsetHeight) / 2
+    const top = box.top + (y - field.scrollTop) * scale
     return {
         left: box.left + (offsetLeft - field.scrollLeft) * scale,
         top: Math.max(top, box.top),

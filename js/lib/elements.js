@@ -9,6 +9,16 @@ export function element(tag, properties = {}, ...children) {
     return made
 }
 
+/** A piece of text, which may be anything, as an element of a class. */
+export function label(className, textContent, tag = "span") {
+    return element(tag, { className, textContent })
+}
+
+/** An icon of the frontend's own font, such as "copy"; nothing for those who cannot see it. */
+export function icon(name) {
+    return element("span", { className: `pi pi-${name}`, ariaHidden: "true" })
+}
+
 /** Load the styles of the library's parts, once. */
 export function loadStyles() {
     if (document.querySelector(`link[href="${STYLES}"]`)) return

@@ -49,7 +49,8 @@ export function valueOf(place, name) {
     if (connected === null) return place.node.widgets?.find((w) => w.name === name)?.value
     if ("value" in connected) return connected.value
     const { node } = connected.place
-    return CONSTANTS.includes(node.type) ? valueOf(connected.place, node.widgets?.[0]?.name) : undefined
+    if (!CONSTANTS.includes(node.type)) return undefined
+    return valueOf(connected.place, node.widgets?.[0]?.name)
 }
 
 /** The inputs of a place that take values of a type, connected or not: `[{ name, index }]`. */

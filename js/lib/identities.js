@@ -5,9 +5,14 @@ import { identityOf, isName } from "./library.js"
 const IDENTITY = "SEFI_IDENTITY"
 const TRAIN = "SeFiTrainIdentity"
 const LOAD = "SeFiLoadIdentity"
+/** The inputs of loaders that name their file, and its model folder. */
+const LOADERS = [
+    ["ckpt_name", "checkpoints"],
+    ["unet_name", "diffusion_models"],
+]
 export const APPLY = "SeFiApplyIdentity"
 
-/** The identities of the graph: `[{ name, file, classWord }]`; those that a run decides are left out. */
+/** The identities of the graph that are known before a run: `[{ name, file, classWord }]`. */
 export async function identitiesOfGraph() {
     const found = places().map((place) => identityAt(place))
     const named = (await Promise.all(found)).filter((identity) => isName(identity?.name))
@@ -40,7 +45,7 @@ export async function namesInClip(place, index) {
     return names
 }
 
-/** The file widget of the loader that the model of a place comes from: `{ folder, file }` or null. */
+/** The file that the model of a place is loaded from: `{ folder, file }`, or null if not known. */
 export function checkpointOf(place) {
     for (let left = 100; left; left--) {
         const models = inputsOf(place, "MODEL")
@@ -50,7 +55,7 @@ export function checkpointOf(place) {
         if (!at?.place) return null
         place = at.place
     }
-    for (const [name, folder] of [["ckpt_name", "checkpoints"], ["unet_name", "diffusion_models"]]) {
+    for (const [name, folder] of LOADERS) {
         const file = valueOf(place, name)
         if (typeof file === "string") return { folder, file }
     }

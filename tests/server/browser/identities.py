@@ -13,7 +13,8 @@ WIDTHS = {"sd1": {"l": 128}, "sdxl": {"l": 768, "g": 1280}}
 """Of the miniature of SD 1.x, and of the real SDXL."""
 
 OPEN_PROMPT = "(prompt) => app.loadApiJson(prompt, 'small')"
-OPENED = "() => window.app?.vueAppReady && app.graph?.nodes.length"
+OPENED = """() => window.app?.vueAppReady && app.graph?.nodes.length
+    && !document.querySelector("#splash-loader")"""
 QUEUED = "async () => (await app.graphToPrompt()).output"
 PLACE = """([type, name]) => {
     const node = app.graph.nodes.find((node) => node.type === type)

@@ -22,6 +22,7 @@ def files(server):
     yield
     for file in made:
         file.unlink()
+    server.post("/settings", {"Comfy.RightSidePanel.IsOpen": False})
 
 
 def test_a_wrong_placeholder_is_told_before_the_run(page, server, screenshot):
@@ -29,10 +30,12 @@ def test_a_wrong_placeholder_is_told_before_the_run(page, server, screenshot):
     open_prompt(page, load_and_draw(text=text))
     prompt = prompt_field(page, text)
     run = press_run(page)
-    warnings = page.locator(TOASTS).filter(has_text="is no identity of this prompt")
+    warnings = page.locator(TOASTS).filter(has_text="is no identity here")
     expect(warnings).to_have_count(2)
-    expect(warnings.filter(has_text="<Anna> is")).to_contain_text("write <anna>")
-    expect(warnings.filter(has_text="<bob> is")).to_contain_text("This prompt's CLIP has <anna>.")
+    expect(warnings.filter(has_text="<Anna> is")).to_contain_text("Did you mean <anna>?")
+    expect(warnings.filter(has_text="<bob> is")).to_contain_text(
+        "read as plain text. Known: <anna>."
+    )
     screenshot("wrong_placeholder")
     assert server.wait(run).executed("KSampler")  # it warns, and does not stand in the way
 
