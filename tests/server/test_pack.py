@@ -63,7 +63,7 @@ def test_node_describes_itself_and_every_input(object_info, node_id):
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_help_page_is_served_and_speaks_of_every_input(server, object_info, node_id):
-    page = server.get_bytes(f"/extensions/{PACK}/docs/{node_id}.md").decode()
+    page = server.get_bytes(f"/extensions/{PACK}/docs/{node_id}/en.md").decode()
     assert page.startswith(f"# {object_info[node_id]['display_name']}\n")
     missing = [name for name in all_inputs(object_info[node_id]) if f"`{name}`" not in page]
     assert not missing
@@ -130,4 +130,4 @@ def test_the_servers_own_folder_comes_before_the_users(tmp_path):
 
 def test_errors_of_the_test_client_are_real(server):
     with pytest.raises(urllib.error.HTTPError):
-        server.get_bytes(f"/extensions/{PACK}/docs/NoSuchNode.md")
+        server.get_bytes(f"/extensions/{PACK}/docs/NoSuchNode/en.md")
