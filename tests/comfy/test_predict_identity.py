@@ -8,10 +8,8 @@ import re
 
 import folder_paths
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from sefi_ide.nodes.predict_identity import SeFiLoadFaceEncoder, SeFiPredictIdentity
 from sefi_ide.sefi_core.comfyui import face_encoders
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
@@ -25,7 +23,11 @@ from sefi_ide.sefi_core.faces.extract import Selection
 from sefi_ide.sefi_core.faces.yunet import YuNetDetector
 from sefi_ide.sefi_core.identity.file import from_bytes, to_bytes
 from sefi_ide.sefi_core.identity.thumbnail import picture_in
-from sefi_ide.tests.unit.face2diffusion_files import encoder_for, save_published
+from sefi_ide.tests.unit.face2diffusion_files import (
+    encoder_for,
+    save_expression,
+    save_published,
+)
 from sefi_ide.tests.unit.face_drawing import WALL, drawn
 
 from .random_checkpoint import of_families, widths
@@ -222,29 +224,6 @@ def test_grey_pictures_and_alpha_are_taken(folder):
 
 
 # Expressions.
-
-
-def save_expression(path, numbers=64, side=112, inputs=1, scale=1.0):
-    """A model that gives the mean colour times a fixed matrix."""
-    weight = np.linspace(-scale, scale, 3 * numbers, dtype=np.float32).reshape(3, numbers)
-    names = ["face", "other"][:inputs]
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["face"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["numbers"]),
-        ],
-        "expression",
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, side, side])
-            for name in names
-        ],
-        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, [1, numbers])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    opset = [helper.make_opsetid("", 13)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return weight
 
 
 def test_an_expression_is_read_by_the_users_model_from_the_aligned_face(folder):

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from sefi_ide.sefi_core.face2diffusion.files import write_face_encoder
 from sefi_ide.sefi_core.faces.recognition import SFACE
+from sefi_ide.tests.unit.face2diffusion_files import encoder_for, save_expression
 from sefi_ide.tests.unit.face_drawing import drawn
 from sefi_ide.tests.unit.recognition_models import save_recogniser
 from sefi_ide.tools.server import ComfyServer, ServerError
@@ -36,6 +38,9 @@ PICTURE = "face.png"
 """Without a face."""
 FACE = "drawn.png"
 """With one, as SeFi Likeness needs."""
+ENCODER = "faces.safetensors"
+WIDTH = 128
+"""Of the miniature's token embeddings, which the encoder predicts."""
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -77,7 +82,7 @@ def everything() -> Prompt:
         ),
         "9": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "10": node(
-            "SeFiAttentionMap", model=["8", 0], clip=["8", 1], latent=["9", 0],
+            "SeFiAttentionMap", model=["20", 0], clip=["20", 1], latent=["9", 0],
             prompt="a photo of <anna>", words="<anna>", timestep=400, seed=0, image=["2", 0],
         ),
         "11": node("PreviewImage", images=["10", 0]),
@@ -88,6 +93,18 @@ def everything() -> Prompt:
             encoder="auto", threshold=-1.0, keep=0,
         ),
         "15": node("FuzzVision", clip=["1", 1]),
+        "17": node("SeFiLoadFaceEncoder", file=ENCODER, mapping="auto"),
+        "18": node(
+            "SeFiPredictIdentity", face_encoder=["17", 0], photos=["13", 0], masks=["19", 0],
+            expression=["13", 0], name="eve", class_word="", detector="auto",
+            which_face="largest", face_index=0,
+        ),
+        "19": node("SolidMask", value=1.0, width=96, height=96),
+        "20": node(
+            "SeFiApplyIdentity", model=["8", 0], clip=["8", 1], identity=["18", 0], strength_k=1.0,
+            strength_v=1.0,
+        ),
+        "21": node("PreviewImage", images=["18", 1]),
         "16": node(
             "SeFiPromptScore", clip=["15", 0], clip_vision=["15", 1], images=["13", 0],
             prompts="a photo of <anna> in a hat", likeness=["14", 4], identity=["4", 0],
@@ -142,11 +159,15 @@ def prepared() -> Iterator[Callable[[random.Random], None]]:
         picture.save(server.directory / "input" / PICTURE)
         Image.fromarray(drawn(96)).save(server.directory / "input" / FACE)
         save_recogniser(server.directory / "models" / "face_recognition" / SFACE.files[0])
+        encoders = server.directory / "models" / "face2diffusion"
+        encoders.mkdir()
+        write_face_encoder(encoder_for("sd1", {"l": WIDTH}), encoders / ENCODER)
+        save_expression(encoders / "expression.onnx")
         seeds = itertools.count(1)
         with server:
             bob = everything()
             bob["4"]["inputs"]["name"] = bob["5"]["inputs"]["file_name"] = "bob"
-            del bob["6"], bob["8"]
+            del bob["6"], bob["8"], bob["20"]
             bob["16"]["inputs"]["prompts"] = "a photo"
             bob["10"]["inputs"] |= {"model": ["1", 0], "clip": ["1", 1], "words": "photo",
                                     "prompt": "a photo"}  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from sefi_ide.sefi_core.face2diffusion.files import FaceEncoder
 from sefi_ide.sefi_core.face2diffusion.networks import EncoderShape, Mapping, Output
 
@@ -103,3 +106,26 @@ def save_published(folder, mapping="mapping.pt"):
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(msid_tensors(), folder / "msid.pt")
     torch.save(mapping_tensors(), folder / mapping)
+
+
+def save_expression(path, numbers=64, side=112, inputs=1, scale=1.0):
+    """A model of expressions that gives the mean colour times a matrix, which is returned."""
+    weight = np.linspace(-scale, scale, 3 * numbers, dtype=np.float32).reshape(3, numbers)
+    names = ["face", "other"][:inputs]
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["face"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["numbers"]),
+        ],
+        "expression",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, side, side])
+            for name in names
+        ],
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, [1, numbers])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return weight
