@@ -14,7 +14,7 @@ from sefi_ide.tests.server.browser.frontend import (
 )
 from sefi_ide.tests.server.browser.identities import put_identity
 from sefi_ide.tests.server.conftest import MINI_SD
-from sefi_ide.tools.templates import ALL, APP, DRAW, QUICK_START, template
+from sefi_ide.tools.templates import ALL, APP, DRAW, PAINTED_MASK, QUICK_START, template
 from sefi_ide.tools.workflow import to_prompt
 
 WINDOW = {"width": 1600, "height": 1000}
@@ -60,7 +60,7 @@ def test_a_template_opens_as_its_file_says_and_can_be_read(page, server, screens
     assert overlapping(boxes) == []
     screenshot(f"template {name}")
 
-    assert open_advanced_inputs(page) == (2 if name == DRAW else 3)
+    assert open_advanced_inputs(page) == (2 if name in (DRAW, PAINTED_MASK) else 3)
     assert overlapping(drawn_boxes(page)) == []
     screenshot(f"template {name}, advanced")
 
