@@ -3,8 +3,12 @@
 import re
 
 import pytest
+import skimage.data
+from PIL import Image
 from playwright.sync_api import expect
 from sefi_ide.tests.server.browser.frontend import SET_WIDGETS, press_run
+from sefi_ide.tests.server.conftest import MINI_SD
+from sefi_ide.tools.server import ComfyServer
 from sefi_ide.tools.templates import QUICK_START, template
 
 HINT = "Run, and watch the training here."
@@ -138,3 +142,36 @@ def test_a_failed_and_a_cancelled_training_say_so_also_in_a_subgraph(
     expect(panel.get_by_text("cancelled", exact=True)).to_be_visible(timeout=60_000)
     screenshot("training-cancelled")
     expect(panel.get_by_text(re.compile(r"^Cancelled at step \d+ of 400"))).to_be_visible()
+
+
+def test_a_training_that_the_server_did_not_survive_goes_on(browser, quick_start, tmp_path):
+    eileen = tmp_path / "eileen.png"
+    Image.fromarray(skimage.data.astronaut()).save(eileen)
+    with (
+        ComfyServer(tmp_path / "comfyui", [MINI_SD]) as server,
+        browser.new_page(viewport={"width": 1800, "height": 1100}) as page,
+    ):
+        server.post("/settings", {"Comfy.TutorialCompleted": True})
+        page.goto(server.url)
+        open_workflow(page, quick_start)
+        prepare(page, server.upload(eileen), steps=400)
+        panel = page.locator(".sefi-training")
+        press_run(page)
+        expect(panel.get_by_text("learning", exact=True)).to_be_visible(timeout=60_000)
+        workflow = page.evaluate("app.graph.id")
+        while not server.get(f"/sefi/training?workflow={workflow}")[0]["resumable"]:
+            page.wait_for_timeout(500)
+        page.wait_for_timeout(1000)  # the page has heard of it, too
+        server._process.kill()
+        server._process.wait()
+        with server:
+            offer = panel.get_by_text(
+                re.compile(
+                    r"^ComfyUI was restarted during the training\. "
+                    r"Queue it again to go on from step \d+\.$"
+                )
+            )
+            expect(offer).to_be_visible(timeout=60_000)
+            press_run(page)
+            going_on = panel.get_by_text(re.compile(r"^Going on from step \d+ of 400\."))
+            expect(going_on).to_be_visible(timeout=60_000)
