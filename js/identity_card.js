@@ -72,34 +72,33 @@ async function update(node) {
     const [file, name] = [valueOf(place, "file"), valueOf(place, "name")]
     const identity = typeof file === "string" && file ? await identityOf(file) : null
     const renamed = identity && name ? { ...identity, placeholder: `<${name}>` } : identity
-    const warning = identity ? await mismatchOf(node, identity.family) : ""
+    const mismatch = identity ? await mismatchOf(node, identity.family) : null
     // Answers come in any order, and only the newest question counts.
     if (asked !== state.asked) return
-    const shown = JSON.stringify([file, renamed, warning])
+    const shown = JSON.stringify([file, renamed, mismatch])
     if (shown === state.shown) return
     state.shown = shown
-    state.card.classList.toggle("sefi-mismatch", Boolean(warning))
-    state.card.replaceChildren(...(renamed ? drawn(renamed, warning) : nobody(file)))
+    state.card.classList.toggle("sefi-mismatch", Boolean(mismatch))
+    state.card.replaceChildren(...(renamed ? drawn(renamed, mismatch) : nobody(file)))
 }
 
-/** What does not fit between an identity and the checkpoints that it goes to; "" if nothing. */
+/** The first checkpoint of another family that an identity goes to: `{ file, family }`, or null. */
 async function mismatchOf(node, family) {
     for (const place of appliersOf(node)) {
         const checkpoint = checkpointOf(place)
         const metadata = checkpoint && (await metadataOf(checkpoint.folder, checkpoint.file))
         const said = metadata?.["modelspec.architecture"] ?? metadata?.ss_base_model_version
         const [, found] = ARCHITECTURES.find(([pattern]) => pattern.test(said ?? "")) ?? []
-        if (found && found !== family)
-            return `Learned on ${labelOf(family)}, but ${checkpoint.file} is ${labelOf(found)}`
+        if (found && found !== family) return { file: checkpoint.file, family: labelOf(found) }
     }
-    return ""
+    return null
 }
 
 function labelOf(family) {
     return Object.hasOwn(FAMILIES, family) ? FAMILIES[family] : family
 }
 
-function drawn(identity, warning) {
+function drawn(identity, mismatch) {
     const { placeholder, classWord, family, steps, date, ofFile, picture } = identity
     const when = date && label("", date.toLocaleDateString(undefined, { dateStyle: "medium" }))
     if (when) when.title = `${ofFile ? "File of" : "Learned on"} ${date.toLocaleString()}`
@@ -114,16 +113,16 @@ function drawn(identity, warning) {
             copyButton(placeholder)
         ),
         line([classWord, labelOf(family)]),
-        warning
-            ? element(
-                  "div",
-                  { className: "sefi-card-warning", title: warning, role: "alert" },
-                  icon("exclamation-triangle"),
-                  warning
-              )
-            : line(facts)
+        mismatch ? warning(mismatch, labelOf(family)) : line(facts)
     )
     return [face(picture, "sefi-card-face"), text]
+}
+
+function warning({ file, family }, own) {
+    const text = `Does not fit: the checkpoint is ${family}`
+    const title = `Learned on ${own}, but ${file} is ${family}`
+    const properties = { className: "sefi-card-warning", title, role: "alert" }
+    return element("div", properties, icon("exclamation-triangle"), text)
 }
 
 function line(parts) {

@@ -52,7 +52,7 @@ def test_the_card_shows_whom_the_chosen_file_holds(page, screenshot):
     card = page.locator(".sefi-card")
     expect(card).to_contain_text("<anna>")
     expect(card).to_contain_text("old man · SD 1.x")
-    expect(card).to_contain_text("Learned on SD 1.x, but xl.safetensors is SDXL")
+    expect(card).to_contain_text("Does not fit: the checkpoint is SDXL")
     assert (
         card.locator("img").evaluate("(face) => face.decode().then(() => face.naturalWidth)") > 64
     )
@@ -64,7 +64,7 @@ def test_the_card_shows_whom_the_chosen_file_holds(page, screenshot):
     choose_file(page, "people/carla.safetensors")
     expect(card).to_contain_text("<carla>")
     expect(card).to_contain_text("1 step")
-    expect(card).not_to_contain_text("Learned on SD 1.x")
+    expect(card).not_to_contain_text("Does not fit")
     screenshot("card")
 
     choose_file(page, "hostile.safetensors")
