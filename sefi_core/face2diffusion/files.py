@@ -55,20 +55,25 @@ class FaceEncoder:
         """
         features = self.encoder(faces.float()).mean(0, keepdim=True)
         found = self.mapping(features, None if expression is None else expression[None])
-        rows: dict[str, dict[str, list[torch.Tensor]]] = {"key": {}, "value": {}}
-        for output in self.mapping.outputs:
-            for role, of_encoder in rows.items():
-                if output.role in (role, "both"):
-                    of_encoder.setdefault(output.encoder, []).append(found[output.name][0])
-        stages = max(output.stages for output in self.mapping.outputs)
+        stages = range(max(output.stages for output in self.mapping.outputs))
+        of_stages = [self.mapping.rows_of(found, 0, stage) for stage in stages]
         keys, values = (
-            {
-                encoder: torch.stack([one.expand(stages, -1) for one in heads], dim=1).clone()
-                for encoder, heads in of_encoder.items()
-            }
-            for of_encoder in rows.values()
+            {encoder: torch.stack([one[encoder] for one in rows]) for encoder in rows[0]}
+            for rows in zip(*of_stages, strict=True)
         )
         return keys, values
+
+
+def read_encoder(path: Path) -> tuple[nn.Module, EncoderShape]:
+    """The first of the two networks alone, from ``msid.pt`` or from this pack's own file.
+
+    Raises :class:`SeFiError` for files that are not what they should be.
+    """
+    if path.suffix == ".pt":
+        shape = EncoderShape()
+        return _loaded(shape.build(), _msid(path), path), shape
+    whole = read_face_encoder(path)
+    return whole.encoder, whole.shape
 
 
 def read_published(msid: Path, mapping: Path) -> FaceEncoder:
@@ -76,15 +81,9 @@ def read_published(msid: Path, mapping: Path) -> FaceEncoder:
 
     Raises :class:`SeFiError` for files that are not what they should be.
     """
-    shape = EncoderShape()
-    state = {
-        # A last norm over all tokens is in the file, and was not used.
-        key: value
-        for key, value in _tensors_of(msid).items()
-        if not key.startswith("norm.")
-    }
+    encoder, shape = read_encoder(msid)
     return FaceEncoder(
-        _loaded(shape.build(), state, msid),
+        encoder,
         _loaded(Mapping(shape.features, PUBLISHED_OUTPUTS), _tensors_of(mapping), mapping),
         shape,
     )
@@ -162,6 +161,12 @@ def write_face_encoder(
         "training": json.dumps(training or {}, sort_keys=True),
     }
     safetensors.torch.save_file(tensors, path, metadata)
+
+
+def _msid(path: Path) -> dict[str, torch.Tensor]:
+    """A last norm over all tokens is in the file, and was not used."""
+    tensors = _tensors_of(path)
+    return {key: value for key, value in tensors.items() if not key.startswith("norm.")}
 
 
 def _tensors_of(path: Path) -> dict[str, torch.Tensor]:

@@ -183,7 +183,11 @@ class Mapping(nn.Module):
     """
 
     def __init__(
-        self, features: int, outputs: Sequence[Output], expression: int = EXPRESSION_WIDTH
+        self,
+        features: int,
+        outputs: Sequence[Output],
+        expression: int = EXPRESSION_WIDTH,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.outputs = tuple(outputs)
@@ -196,7 +200,7 @@ class Mapping(nn.Module):
             raise ValueError(f"a mapping with the outputs {self.outputs}")
         self.null_exp = nn.Parameter(torch.zeros(expression))
         for output in self.outputs:
-            head = _Head(features + expression, features, output.stages * output.width)
+            head = _Head(features + expression, features, output.stages * output.width, dropout)
             self.add_module(output.name, head)
 
     def forward(
@@ -216,13 +220,30 @@ class Mapping(nn.Module):
             for output in self.outputs
         }
 
+    def rows_of(
+        self, found: dict[str, torch.Tensor], row: int, stage: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Of what :meth:`forward` gave, the K and V embeddings (vectors, width) of one face in a
+        stage, by text encoder; one and the same where all heads are for both."""
+        rows: dict[str, dict[str, list[torch.Tensor]]] = {"key": {}, "value": {}}
+        for output in self.outputs:
+            for role, of_encoder in rows.items():
+                if output.role in (role, "both"):
+                    one = found[output.name][row, min(stage, output.stages - 1)]
+                    of_encoder.setdefault(output.encoder, []).append(one)
+        key, value = (
+            {encoder: torch.stack(heads) for encoder, heads in of_encoder.items()}
+            for of_encoder in rows.values()
+        )
+        return (key, key) if all(output.role == "both" for output in self.outputs) else (key, value)
+
 
 class _Head(nn.Module):
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *(
-                nn.Sequential(nn.Linear(before, hidden), nn.Dropout(0.1), nn.LeakyReLU(0.2))
+                nn.Sequential(nn.Linear(before, hidden), nn.Dropout(dropout), nn.LeakyReLU(0.2))
                 for before in (inputs, hidden)
             )
         )

@@ -43,7 +43,8 @@ def noise_loss(
     (Face2Diffusion, section 3.4).
     """
     if face is not None and background is not None:
-        here = F.adaptive_avg_pool2d(face, target.shape[-2:])
+        height, width = target.shape[-2:]
+        here = F.adaptive_avg_pool2d(face, (height, width))
         target = torch.lerp(background.float(), target.float(), here)
     errors = (prediction.float() - target.float()).square().mean(dim=1, keepdim=True)
     if face is None or background_weight == 1.0:

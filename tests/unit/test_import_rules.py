@@ -16,10 +16,11 @@ PACK_FILES = sorted(
 COMFYUI_MODULES = {
     path.stem for path in comfyui_path().iterdir() if path.is_dir() or path.suffix == ".py"
 }
-OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage"}
+OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage", "accelerate", "tensorboard"}
 FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggingface_hub"}
 
 ROOMS = (
+    {"encoder_training"},
     {"learning", "likeness", "prompt_score"},
     {"face_encoders"},
     {"apply", "attention_maps", "faces", "library"},

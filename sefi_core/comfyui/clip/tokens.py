@@ -241,7 +241,7 @@ def _row(found: Embeddings, position: int, place: int) -> torch.Tensor:
     rows = found.rows if isinstance(found, PositionFree) else found
     row = rows[min(position, len(rows) - 1)]
     if isinstance(found, PositionFree) and place < len(found.positions):
-        return row - found.positions[place]
+        return row - found.positions[place].to(row)
     return row  # or cut off behind the end of the chunk
 
 

@@ -166,22 +166,28 @@ class ComfyDenoiser:
         of_stage = {stage: _rows_of(keys, values, stage) for stage in set(stages)}
         return self.predict([of_stage[stage] for stage in stages], batch)
 
-    def predict(self, rows: Sequence[Rows], batch: Batch) -> Prediction:
-        """What the U-Net makes of a batch, each sample with token embeddings of its own."""
-        prompts = list(map(self._prompt_of, batch.samples, batch.templates))
+    def predict(self, rows: Sequence[Rows], *batches: Batch) -> Prediction:
+        """What the U-Net makes of a batch, each sample with token embeddings of its own.
+
+        Several batches are computed as one, each with the noise that it would have alone.
+        """
+        samples, templates, timesteps = (
+            [one for batch in batches for one in getattr(batch, name)]
+            for name in ("samples", "templates", "timesteps")
+        )
+        prompts = list(map(self._prompt_of, samples, templates))
         # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
         if self.with_maps or self.class_guided:
             self._encode_references(prompts)
         text = self._texts(rows, prompts)
-        self.load(len(batch.samples))
+        self.load(len(samples))
         device = self.model.load_device
-        latents = self.latents[batch.samples].to(device, torch.float32)
-        generator = torch.Generator().manual_seed(batch.noise_seed)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        sigma = self.sigmas[batch.timesteps].to(device, torch.float32)
+        latents = self.latents[samples].to(device, torch.float32)
+        noise = torch.cat([self._noise(batch) for batch in batches]).to(device)
+        sigma = self.sigmas[timesteps].to(device, torch.float32)
         noised = self.sampling.noise_scaling(sigma, noise, latents)
         recorder = _Recorder(self, prompts, text.values.to(device, self.dtype), latents.shape[-2])
-        output = self._output(text, sigma, noised, batch.samples, recorder.options())
+        output = self._output(text, sigma, noised, samples, recorder.options())
         background = None
         if self.class_guided:
             with torch.no_grad():
@@ -190,7 +196,7 @@ class ComfyDenoiser:
                     plain,
                     sigma,
                     noised,
-                    batch.samples,
+                    samples,
                     {"optimized_attention_override": _plain_attention},
                 )
         layers = recorder.pairs
@@ -205,7 +211,7 @@ class ComfyDenoiser:
             target=target,
             layers=list(layers),
             placeholder=self._placeholders(prompts, text.keys.shape[1]).to(device),
-            face=None if self.masks is None else self.masks[batch.samples].to(device),
+            face=None if self.masks is None else self.masks[samples].to(device),
             background=background,
         )
 
@@ -225,6 +231,11 @@ class ComfyDenoiser:
             transformer_options=options,
             **self._conditions(text, noised, samples),
         ).float()
+
+    def _noise(self, batch: Batch) -> torch.Tensor:
+        """The noise (B, C, h, w) of a batch."""
+        shape = len(batch.samples), *self.latents.shape[1:]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(batch.noise_seed))
 
     def reference_key(self, prompt: int, block: Block) -> torch.Tensor:
         """A layer's keys (1, tokens, channels) of a prompt's reference, computed once."""

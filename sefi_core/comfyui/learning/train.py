@@ -98,7 +98,7 @@ def train_identity(
             settings = replace(settings, resolution=FAMILIES[plain.family].resolution)
         pictures, masks, sides = training_pictures(photos, settings.resolution)
         watcher.picture("photo", pictures[0])
-        latents = _encode_pictures(model, vae, pictures)
+        latents = encode_pictures(model, vae, pictures)
         watcher.phase(LOOKING)
         template = settings.templates[0]
         kept = None if snapshots is None else snapshots.load()
@@ -293,7 +293,7 @@ def _with_expressions(
 
 
 @torch.no_grad()
-def _encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> torch.Tensor:
+def encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> torch.Tensor:
     """Latents (N, C, h, w) of pictures, scaled as the U-Net sees them."""
     with torch.inference_mode():
         latents = torch.cat([vae.encode(picture[None]) for picture in pictures])

@@ -1,0 +1,1 @@
+"""Training face encoders: settings, data and loops; the Stable Diffusion comes from outside."""

@@ -1,0 +1,254 @@
+"""The loop of both trainings: steps that can be gone on from, on one process or on several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ...errors import SeFiError
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 300.0
+LOG_EVERY = 10
+
+
+class Task(Protocol):
+    """What is trained, and on what."""
+
+    @property
+    def module(self) -> nn.Module:
+        """All that is learned; calling it with rows and their seeds gives the loss."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Number of photos to draw batches from."""
+        ...
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of the module's parameters."""
+        ...
+
+    def validate(self, step: int, log: Log) -> None:
+        """Write figures and pictures into the log."""
+        ...
+
+
+class Log:
+    """Figures and pictures of a training: JSON lines in a file, and TensorBoard where that is."""
+
+    def __init__(self, folder: Path, active: bool = True) -> None:
+        self.file = folder / "log.jsonl"
+        self.active = active
+        self.board: Any = None
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def figures(self, step: int, **values: float) -> None:
+        """Numbers by their names."""
+        if not self.active:
+            return
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if self.board is not None:
+                self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, picture: torch.Tensor) -> None:
+        """A picture (H, W, 3) in [0, 1]."""
+        if self.active and self.board is not None:
+            self.board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.board is not None:
+            self.board.close()
+
+
+class Processes:
+    """This process among those that train together; one alone where accelerate is not asked for.
+
+    Several are started by ``torchrun`` or ``accelerate launch``, which set WORLD_SIZE.
+    """
+
+    def __init__(self) -> None:
+        self.accelerator: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import Accelerator
+            except ImportError as error:
+                raise SeFiError(
+                    f"several processes need the package accelerate ({error}): pip install "
+                    "accelerate, or start one process"
+                ) from error
+            self.accelerator = Accelerator()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self.accelerator is None else self.accelerator.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes files."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def share(self, batch: Sequence[int]) -> list[int]:
+        """This process's part of a batch, which is divided evenly."""
+        if self.accelerator is None:
+            return list(batch)
+        return list(batch[self.accelerator.process_index :: self.count])
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """Both, so that gradients are averaged over all processes."""
+        if self.accelerator is None:
+            return module, optimizer
+        return self.accelerator.prepare(module, optimizer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of this process's loss."""
+        loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
+
+    def mean(self, loss: torch.Tensor) -> float:
+        """The loss over all processes."""
+        if self.accelerator is None:
+            return loss.item()
+        return float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+def batch_of(step: int, samples: int, size: int, seed: int) -> list[tuple[int, int]]:
+    """The photos of a step, and a seed for each: of all processes together.
+
+    They follow from the step's number alone, so that a training can go on anywhere.
+    """
+    # PyTorch's generator looks at the lowest 32 bits of a seed.
+    mixed = hashlib.sha256(f"{seed} {step}".encode()).digest()[:4]
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+    rows = torch.randint(samples, (size,), generator=generator)
+    seeds = torch.randint(2**62, (size,), generator=generator)
+    return list(zip(rows.tolist(), seeds.tolist(), strict=True))
+
+
+def fit(
+    task: Task,
+    steps: int,
+    batch: int,
+    seed: int,
+    state: Path,
+    log: Log,
+    validate_every: int,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train ``task.module`` for ``steps`` steps in all; returns the losses of this call's steps.
+
+    ``state`` is the file to go on from, where it is, and to keep the state in. The learning rate
+    falls to 0 along half a cosine. ``on_step`` is told the step's number and loss, and may raise to
+    stop. Raises :class:`SeFiError` when a batch cannot be divided among the processes, when the
+    loss is no number and when the state is of another training.
+    """
+    processes = Processes()
+    if batch % processes.count:
+        raise SeFiError(
+            f"a batch of {batch} cannot be divided among {processes.count} processes: set a "
+            "multiple of them"
+        )
+    optimizer = task.optimizer(task.module)
+    done = _restore(state, task.module, optimizer) if state.is_file() else 0
+    module, optimizer = processes.prepare(task.module, optimizer)
+    losses: list[float] = []
+    saved = time.monotonic()
+    rates = [group.setdefault("first_lr", group["lr"]) for group in optimizer.param_groups]
+    for step in range(done + 1, steps + 1):
+        share = 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - 1) / steps))))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        torch.manual_seed((seed + step) % 2**31)  # dropout, the same wherever one goes on
+        pairs = batch_of(step, task.samples, batch, seed)
+        mine = processes.share(range(batch))
+        loss = module([pairs[i][0] for i in mine], [pairs[i][1] for i in mine])
+        if not bool(torch.isfinite(loss)):
+            raise SeFiError(f"the loss is no number at step {step}: lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        processes.backward(loss)
+        optimizer.step()
+        losses.append(processes.mean(loss))
+        if step % LOG_EVERY == 0 or step == steps:
+            log.figures(step, loss=sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:]))
+        due = step % validate_every == 0 or step == steps
+        if processes.is_first and due:
+            task.module.eval()
+            task.validate(step, log)
+            task.module.train()
+        if processes.is_first and (step == steps or time.monotonic() > saved + SAVE_SECONDS):
+            save_state(state, task.module, optimizer, step)
+            saved = time.monotonic()
+        if on_step is not None:
+            on_step(step, losses[-1])
+    processes.wait()
+    return losses
+
+
+def save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write all that is needed to go on after ``step``; whole or not at all."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if torch.is_tensor(value):
+                tensors[f"optimizer.{names[id(parameter)]}.{key}"] = value
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(copies, part, {"step": str(step)})
+    part.replace(path)
+
+
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a state into a module and its new optimiser; returns the number of its step."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            step = int((file.metadata() or {})["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        module.load_state_dict(
+            {n.removeprefix("module."): v for n, v in tensors.items() if n.startswith("module.")}
+        )
+        for name, parameter in module.named_parameters():
+            prefix = f"optimizer.{name}."
+            kept = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+            if kept:
+                optimizer.state[parameter] = {
+                    key: value if value.ndim == 0 else value.to(parameter.device)
+                    for key, value in kept.items()
+                }
+    except Exception as error:
+        raise SeFiError(
+            f"{path} is no state of this training ({str(error)[:200]}): remove it to begin anew"
+        ) from error
+    logger.info("Going on from step %d, see %s.", step, path)
+    return step

@@ -1,0 +1,262 @@
+"""Training a mapping against ComfyUI's loaded model, on random miniatures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sefi_ide.sefi_core.comfyui.apply import apply_identity
+from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.encoder_training import Checkpoint, MappingTask, preparation
+from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
+from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
+from sefi_ide.sefi_core.face2diffusion.files import read_face_encoder
+from sefi_ide.sefi_core.face2diffusion.networks import EncoderShape
+from sefi_ide.sefi_core.face2diffusion.training.data import prepared, read_records
+from sefi_ide.sefi_core.face2diffusion.training.loops import Log, fit
+from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining
+from sefi_ide.sefi_core.identity.identity import Identity
+from sefi_ide.tools.comfyui import REPOSITORY, comfyui_path
+
+from .random_checkpoint import of_all_families, of_families
+from .training_runs import load
+
+SMALL = EncoderTraining(
+    shape=EncoderShape("cnn", widths=(4, 6)),
+    crop="head",
+    resolution=64,
+    encoder_steps=2,
+    encoder_batch=4,
+    mapping_steps=3,
+    mapping_batch=4,
+    mapping_learning_rate=0.01,
+    dropout=0.0,
+    validate_every=2,
+    validation_people=1,
+)
+
+
+def changed(**changes):
+    return EncoderTraining(**{**SMALL.as_json(), **changes})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Drawn people with masks, and captions, as JSON lines."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(1)
+    lines = []
+    for person in range(6):
+        colour = rng.integers(0, 255, 3)
+        for number in range(2):
+            pixels = np.full((72, 64, 3), 40 * number, np.uint8)
+            pixels[20:50, 16:46] = colour
+            mask = np.zeros((72, 64), np.uint8)
+            mask[20:50, 16:46] = 255
+            name = f"{person}_{number}"
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+            Image.fromarray(mask).save(folder / f"{name}_mask.png")
+            told = {"person": str(person), "file": f"{name}.png", "mask": f"{name}_mask.png"}
+            lines.append({**told, "caption": ["", "smiling"][number]})
+    lines[0]["expression"] = [0.5] * 64
+    (folder / "faces.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "faces.jsonl"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(mini_checkpoint):
+    return Checkpoint(*load(mini_checkpoint))
+
+
+def task_of(checkpoint, photos, folder, settings=SMALL) -> MappingTask:
+    faces = prepared(read_records(photos), preparation(settings, checkpoint), folder / "cache", {})
+    learn, test = faces.split(settings.validation_people, settings.seed)
+    torch.manual_seed(0)
+    encoder = settings.shape.build().eval().requires_grad_(False)
+    return MappingTask(checkpoint, encoder, settings.shape, learn, test, settings)
+
+
+def train(task, folder, steps=3, **options):
+    with differentiable(*task.frozen_modules):
+        return fit(
+            task, steps, task.settings.mapping_batch, 0, folder / "state.safetensors",
+            Log(folder), task.settings.validate_every, **options,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def gradients():
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@of_all_families
+@pytest.mark.parametrize("position_free", (True, False))
+def test_before_the_first_step_it_predicts_the_class_word(
+    checkpoint, photos, tmp_path, family, position_free, gradients
+):
+    """Applied, the prediction draws the prompt of the template as the class word does."""
+    settings = changed(position_free=position_free)
+    task = task_of(checkpoint, photos, tmp_path, settings)
+    predicted = task._identity_of(task._data[1], 0)
+    assert predicted.position_free == position_free and predicted.vectors == 2
+    model, clip, _ = checkpoint
+    with torch.inference_mode():
+        _, applied = apply_identity(model, clip, AppliedIdentity(predicted))
+        found = applied.encode_from_tokens(applied.tokenize("a photo of <name>"))
+        plain = clip.encode_from_tokens(clip.tokenize("a photo of person person"))
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+
+
+@of_all_families
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {},
+        {"class_guided": True, "masked": False, "captions": False},
+        {"keys_apart": True, "stages": 3, "position_free": False, "another_photo": True},
+    ),
+    ids=("masked", "published", "per stage"),
+)
+def test_it_learns_and_changes_nothing_else(
+    checkpoint, photos, tmp_path, family, changes, gradients
+):
+    settings = changed(**changes)
+    task = task_of(checkpoint, photos, tmp_path, settings)
+    frozen = [
+        {name: value.clone() for name, value in module.state_dict().items()}
+        for module in task.frozen_modules
+    ]
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    assert all(name.startswith("mapping.") for name in before)
+    with differentiable(*task.frozen_modules), torch.no_grad():
+        first = float(task.eval()([0, 1, 2, 3], [1, 2, 3, 4]))
+        task.train()
+    train(task, tmp_path, 6)
+    with differentiable(*task.frozen_modules), torch.no_grad():
+        last = float(task.eval()([0, 1, 2, 3], [1, 2, 3, 4]))
+    assert last < first
+    for output in task.mapping.outputs:
+        key = f"mapping.{output.name}.fc_out.bias"
+        assert not torch.equal(before[key], task.state_dict()[key])
+    for module, values in zip(task.frozen_modules, frozen, strict=True):
+        for name, value in module.state_dict().items():
+            # Bits: what no checkpoint fills may be anything, such as NaN.
+            assert torch.equal(value.view(torch.uint8), values[name].view(torch.uint8)), name
+        assert all(parameter.grad is None for parameter in module.parameters())
+    figures = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [f["step"] for f in figures if "validation_loss" in f] == [2, 4, 6]
+
+    encoder = task.face_encoder()
+    keys, values = encoder.predict(torch.zeros(1, 3, 112, 112))
+    stages = settings.stages
+    word = class_word_embedding(checkpoint.clip, "person")
+    assert {name: tuple(rows.shape) for name, rows in keys.items()} == {
+        name: (stages, 2, rows.shape[1]) for name, rows in word.items()
+    }
+    assert settings.keys_apart != all(torch.equal(keys[n], values[n]) for n in keys)
+    Identity("anna", "person", family, keys, values, position_free=encoder.position_free)
+
+
+def test_an_expression_tells_only_when_it_is_not_left_out(checkpoint, photos, tmp_path, gradients):
+    never, always = (
+        task_of(
+            checkpoint, photos, tmp_path, changed(expression_dropout=share, validation_people=0)
+        )
+        for share in (0.0, 1.0)
+    )
+    for one in (never, always):
+        with torch.no_grad():  # before the first step nothing tells
+            one.mapping.get_submodule("l_both_0").fc_out.weight.fill_(0.01)
+        one.train()
+    with differentiable(*never.frozen_modules), torch.no_grad():
+        told, silent = (float(one([0], [5])) for one in (never, always))
+        assert told != silent
+        assert float(never([1], [5])) == float(always([1], [5]))  # of which nothing is known
+
+
+def test_it_goes_on_as_if_it_had_never_stopped(
+    checkpoint, photos, tmp_path, gradients, monkeypatch
+):
+    from sefi_ide.sefi_core.face2diffusion.training import loops
+
+    settings = changed(dropout=0.1)
+    whole = task_of(checkpoint, photos, tmp_path, settings)
+    losses = train(whole, tmp_path / "whole", 4)
+    monkeypatch.setattr(loops, "SAVE_SECONDS", -1.0)
+
+    def stop(step, loss):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(task_of(checkpoint, photos, tmp_path, settings), tmp_path / "parts", 4, on_step=stop)
+    rest = task_of(checkpoint, photos, tmp_path, settings)
+    assert train(rest, tmp_path / "parts", 4) == losses[2:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+
+
+PROGRAM = """
+import runpy, sys, torch, json
+start = runpy.run_path({tool!r})
+start["start"](cpu=True, prefix="sefi-test-")
+from pathlib import Path
+from sefi_ide.tests.comfy import random_checkpoint
+random_checkpoint.register()
+from sefi_ide.tools.train_encoder import train_mapping
+from sefi_ide.sefi_core.comfyui.encoder_training import load_checkpoint
+from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining
+settings = EncoderTraining(**json.loads({settings!r}))
+losses = train_mapping(
+    Path({photos!r}), Path({output!r}), settings, load_checkpoint(Path({checkpoint!r})),
+    Path({encoder!r}),
+)
+Path({losses!r}).write_text(json.dumps(losses))
+"""
+
+
+@of_families("sd1")
+def test_two_processes_have_the_losses_of_one(
+    checkpoint, mini_checkpoint, photos, tmp_path, family, gradients
+):
+    pytest.importorskip("accelerate")
+    task = task_of(checkpoint, photos, tmp_path)
+    from sefi_ide.sefi_core.face2diffusion.files import write_face_encoder
+
+    write_face_encoder(task.face_encoder(), tmp_path / "encoder.safetensors")
+    found = {}
+    for count in (1, 2):
+        output = tmp_path / f"of {count}"
+        output.mkdir()
+        program = tmp_path / f"program{count}.py"
+        program.write_text(
+            PROGRAM.format(
+                tool=str(REPOSITORY / "tools" / "comfyui.py"),
+                settings=json.dumps(changed(validate_every=100).as_json()),
+                photos=str(photos),
+                output=str(output),
+                checkpoint=mini_checkpoint,
+                encoder=str(tmp_path / "encoder.safetensors"),
+                losses=str(output / "losses.json"),
+            )
+        )
+        launch = [sys.executable, str(program)]
+        if count > 1:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                      "--nproc_per_node", "2", str(program)]  # fmt: skip
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+                       "COMFYUI_PATH": str(comfyui_path())}  # fmt: skip
+        ended = subprocess.run(launch, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        found[count] = json.loads((output / "losses.json").read_text())
+        read_face_encoder(output / "face_encoder.safetensors")
+    assert len(found[1]) == 3
+    np.testing.assert_allclose(found[1], found[2], rtol=1e-5)
+    assert found[1][0] != found[1][1]
