@@ -107,7 +107,7 @@ def test_optional_packages_are_imported_only_where_they_are_used(source):
 
 
 def test_no_print_no_pickle_no_network(source):
-    """Foreign pickles are read as tensors only; routes of ComfyUI's own server are in one module."""
+    """Foreign pickles are read as tensors only; only one module has routes for ComfyUI's server."""
     path, tree = source
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not {ast.unparse(call.func) for call in calls} & {"print", "eval", "exec", "torch.save"}
