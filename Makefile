@@ -7,7 +7,7 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
 .PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos test-browser
-.PHONY: bench-quality bench-cost bench-full
+.PHONY: bench-quality bench-cost bench-full bench-start encoder-mini
 
 setup:
 	@bash tools/setup.sh
@@ -58,5 +58,11 @@ test-browser: setup
 	@$(VENV) -m pytest tests/server/browser $(ARGS)
 
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
+encoder-mini: setup
+	@$(VENV) -m benchmarks.encoder_mini
+
+bench-start: setup
+	@$(VENV) -m benchmarks.start
+
 bench-full: setup
 	@$(VENV) -m benchmarks.full

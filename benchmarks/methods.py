@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -11,6 +12,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
+from sefi_ide.sefi_core.comfyui.face_encoders import (
+    OpenedEncoder,
+    Wish,
+    open_encoder,
+    predict_identity,
+)
 from sefi_ide.sefi_core.comfyui.learning.train import train_identity
 from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.identity.file import to_bytes
@@ -19,9 +26,12 @@ from sefi_ide.sefi_core.learning.photos import Photo
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
+from .encoder_mini import RESULT as FACE_ENCODER
 from .lora import apply_lora, train_lora
 
 LORA = "lora"
+ENCODER, REFINED = "face_encoder", "refined"
+"""Predicted by the miniature's face encoder (:mod:`.encoder_mini`), and that trained on."""
 _PLAIN = {"background_weight": 1.0, "captions": ()}
 _FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
 _INVERSION = {"stages": 1, "parametrisation": "shared", **_FREE}
@@ -135,12 +145,29 @@ def learn_identity(
     class_word: str,
     overrides: Mapping[str, Any],
 ) -> Identity:
-    """The identity that one of ``IDENTITY_METHODS`` learns."""
-    changed = {**IDENTITY_METHODS[method], **overrides}
+    """The identity that one of ``IDENTITY_METHODS``, :data:`ENCODER` or :data:`REFINED` makes."""
+    start = None
+    if method in (ENCODER, REFINED):
+        start = predict(photos, class_word)
+        if method == ENCODER:
+            return start
+    changed = {**IDENTITY_METHODS.get(method, {}), **overrides}
     settings = TrainingSettings(**{**changed, "resolution": 128, "preview_every": 0})
     return train_identity(
-        mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word, settings
-    ).identity
+        mini.model, mini.clip, mini.vae, photos, PLACEHOLDER, class_word,
+        settings.going_on_from(start), start,
+    ).identity  # fmt: skip
+
+
+@cache
+def face_encoder() -> OpenedEncoder:
+    """The trained encoder of the drawn world."""
+    return open_encoder([FACE_ENCODER])
+
+
+def predict(photos: Sequence[Photo], class_word: str) -> Identity:
+    """The identity that the encoder sees in photos with masks."""
+    return predict_identity(face_encoder(), photos, Wish(PLACEHOLDER, class_word))[0]
 
 
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:

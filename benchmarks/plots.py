@@ -29,3 +29,25 @@ def plot_id_prompt(
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plot_steps(
+    curves: Mapping[str, Sequence[Sequence[float]]], starts: Mapping[str, float], path: Path
+) -> None:
+    """ID(P) against training steps: [steps, ID(P), ...] of each point, by title.
+
+    ``starts`` are ID(P) at no step, of those that are somebody then.
+    """
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for title, points in curves.items():
+        steps, id_p = ([point[place] for point in points] for place in (0, 1))
+        if title in starts:
+            steps, id_p = [1, *steps], [starts[title], *id_p]
+        axes.plot(steps, id_p, marker="o", label=title)
+    axes.set_xscale("log")
+    axes.set_xlabel("training steps (1: none)")
+    axes.set_ylabel("ID(P): identity where the prompt is followed")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -126,7 +126,11 @@ def load_face_encoder(file: str, mapping: str = BESIDE) -> OpenedEncoder:
 
     Raises :class:`SeFiError` for files that are missing, damaged or of another kind.
     """
-    files = find_files(file, mapping)
+    return open_encoder(find_files(file, mapping))
+
+
+def open_encoder(files: Sequence[Path]) -> OpenedEncoder:
+    """As :func:`load_face_encoder`, of files anywhere: one of this pack, or the published two."""
     return _opened(tuple(files), tuple(map(_stamp, files)))
 
 

@@ -52,6 +52,17 @@ class Prediction(NamedTuple):
         """Where the placeholder looks in each layer, (B, h, w) of the layer's size."""
         return [layer.target_of(self.placeholder) for layer in self.layers]
 
+    def part(self, rows: slice) -> Prediction:
+        """That of some of the samples."""
+        return Prediction(
+            self.output[rows],
+            self.target[rows],
+            [MapPair(one.target[rows], one.reference[rows], one.size) for one in self.layers],
+            self.placeholder[rows],
+            None if self.face is None else self.face[rows],
+            None if self.background is None else self.background[rows],
+        )
+
 
 class Denoiser(Protocol):
     """The model as the loop sees it."""
@@ -101,13 +112,13 @@ def optimise(
     ``begin``, which must fit the parameters, is the state to go on from; the result is that of a
     training without an interruption. ``keep`` is for keeping such states.
     """
-    optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
-    scheduler = _cosine_schedule(optimizer, settings.steps)
+    optimizer, scheduler = optimizer_of(parameters, settings)
     history: list[Step] = []
     if begin is not None:
         begin.restore(parameters, optimizer, scheduler)
         loss_scale, history = begin.loss_scale, list(begin.history)
-    batches = zip(range(1, settings.steps + 1), _batches(denoiser.samples, settings), strict=False)
+    samples = range(denoiser.samples)
+    batches = zip(range(1, settings.steps + 1), batches_of(samples, settings), strict=False)
     whole = True
 
     def state() -> LoopState:
@@ -145,31 +156,24 @@ def _backward(
     while True:
         keys, values = parameters()
         prediction = denoiser(keys, values, batch)
-        noise, attention, leaked = _losses(prediction, settings)
-        loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
-        if not torch.isfinite(loss) and number == 1:
-            raise SeFiError(
-                "the model gives values that are not numbers (NaN) before anything is learned: "
-                "set dtype to fp32; where that is so too, the checkpoint or the VAE is "
-                "damaged: load another"
-            )
-        if not torch.isfinite(loss):
-            raise SeFiError(
-                f"the loss is no number at step {number}: lower learning_rate, or set dtype to fp32"
-            )
+        losses = losses_of(prediction, settings, number)
         parameters.zero_grad(set_to_none=True)
-        (loss * loss_scale).backward()
-        if _unscale(parameters, loss_scale):
-            return [part.item() for part in (loss, noise, attention, leaked)], loss_scale
-        if loss_scale <= 1.0:
-            raise SeFiError(
-                f"the gradients are no numbers at step {number}: set dtype to fp32 or bf16"
-            )
-        loss_scale /= 2.0
+        (losses[0] * loss_scale).backward()
+        if unscale(parameters, loss_scale):
+            return [part.item() for part in losses], loss_scale
+        loss_scale = lower(loss_scale, number)
 
 
-def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
-    """Endless random batches from the seed.
+def optimizer_of(
+    parameters: nn.Module, settings: TrainingSettings
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """The optimiser, and the schedule of its learning rate."""
+    optimizer = torch.optim.AdamW(parameters.parameters(), settings.learning_rate, weight_decay=0.0)
+    return optimizer, _cosine_schedule(optimizer, settings.steps)
+
+
+def batches_of(samples: Sequence[int], settings: TrainingSettings) -> Iterator[Batch]:
+    """Endless random batches of these samples, from the seed.
 
     Timesteps are uniform, but every round of as many samples as there are stages visits each stage
     once, in random order: all vectors get the same number of steps.
@@ -186,16 +190,19 @@ def _batches(samples: int, settings: TrainingSettings) -> Iterator[Batch]:
         for _ in range(settings.batch_size):
             stages = stages or torch.randperm(settings.stages, generator=generator).tolist()
             stage = stages.pop()
-            batch.samples.append(integer(samples))
+            batch.samples.append(samples[integer(len(samples))])
             batch.templates.append(integer(len(settings.templates)))
             batch.timesteps.append(begins[stage] + integer(begins[stage + 1] - begins[stage]))
         yield batch
 
 
-def _losses(
-    prediction: Prediction, settings: TrainingSettings
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise loss, attention loss and leak; 0 for those that are off."""
+def losses_of(
+    prediction: Prediction, settings: TrainingSettings, number: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of step ``number``, then its noise loss, attention loss and leak; 0 where off.
+
+    Raises :class:`SeFiError` if it is no number.
+    """
     face = prediction.face
     weight, background = settings.background_weight, prediction.background
     if background is not None:
@@ -206,10 +213,28 @@ def _losses(
         attention = attention_loss(prediction.layers)
     if prediction.layers and settings.leak_weight > 0 and face is not None:
         leaked = leak(prediction.placeholder_maps(), face).mean()
-    return noise, attention, leaked
+    loss = noise + settings.attention_weight * attention + settings.leak_weight * leaked
+    if not torch.isfinite(loss) and number == 1:
+        raise SeFiError(
+            "the model gives values that are not numbers (NaN) before anything is learned: "
+            "set dtype to fp32; where that is so too, the checkpoint or the VAE is "
+            "damaged: load another"
+        )
+    if not torch.isfinite(loss):
+        raise SeFiError(
+            f"the loss is no number at step {number}: lower learning_rate, or set dtype to fp32"
+        )
+    return loss, noise, attention, leaked
 
 
-def _unscale(parameters: nn.Module, scale: float) -> bool:
+def lower(loss_scale: float, number: int) -> float:
+    """The next lower loss scale; raises :class:`SeFiError` where there is none."""
+    if loss_scale <= 1.0:
+        raise SeFiError(f"the gradients are no numbers at step {number}: set dtype to fp32 or bf16")
+    return loss_scale / 2.0
+
+
+def unscale(parameters: nn.Module, scale: float) -> bool:
     """Divide the gradients by the loss scale; whether all of them are finite."""
     gradients = [p.grad for p in parameters.parameters() if p.grad is not None]
     for gradient in gradients:

@@ -30,6 +30,7 @@ def page(request, browser, server):
     """The frontend, with nodes drawn in either way; no script of it may fail."""
     settings = {
         "Comfy.TutorialCompleted": True,
+        "Comfy.RightSidePanel.IsOpen": False,  # of a test before; it covers nodes
         "Comfy.VueNodes.Enabled": request.param == "vue",
     }
     server.post("/settings", settings)
