@@ -89,7 +89,7 @@ class SeFiLoadFaceEncoder(io.ComfyNode):
         # A linked name is not known yet: NaN equals nothing, so the files are looked at each time.
         if file is None:
             return float("nan")
-        return face_encoders.fingerprint(file, _or_beside(mapping))
+        return face_encoders.fingerprint(check_input("file", file, TEXT), _or_beside(mapping))
 
     @classmethod
     def execute(cls, file: str, mapping: str | None = BESIDE) -> io.NodeOutput:

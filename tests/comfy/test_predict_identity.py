@@ -386,6 +386,18 @@ def test_files_that_do_not_do(folder, file, said):
     assert SeFiLoadFaceEncoder.validate_inputs() is True  # linked
 
 
+@pytest.mark.parametrize("value", (7, True, ["msid.pt"], {}, "\ud800"))
+@pytest.mark.parametrize("name", ("file", "mapping"))
+def test_a_file_name_that_is_no_text(folder, name, value):
+    save_published(folder)
+    inputs = {"file": "msid.pt", "mapping": "auto", name: value}
+    said = f"{name} is "
+    assert said in SeFiLoadFaceEncoder.validate_inputs(**inputs)
+    for call in (SeFiLoadFaceEncoder.fingerprint_inputs, SeFiLoadFaceEncoder.execute):
+        with pytest.raises(SeFiError, match=said):
+            call(**inputs)
+
+
 def test_a_file_whose_prediction_is_no_identity_is_refused_at_once(folder):
     """Sound in itself, but of two text encoders one has keys only, or another count of vectors."""
     for class_word, wrong in (("<b>", "class word"), ("person", None)):
