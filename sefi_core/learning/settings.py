@@ -114,6 +114,10 @@ class TrainingSettings:
             return self
         return replace(self, steps=self.predicted_steps, learning_rate=self.predicted_learning_rate)
 
+    def with_captions(self, captions: tuple[str, ...]) -> TrainingSettings:
+        """The same for photos of which something else is known."""
+        return replace(self, captions=captions)
+
     def as_json(self) -> dict[str, object]:
         """The settings for an identity's file."""
         return {

@@ -163,7 +163,7 @@ class ComfyDenoiser:
         """See :class:`loop.Denoiser`: all samples with vectors of the same identity."""
         count = len(next(iter(keys.values())))
         stages = [stage_of_timestep(timestep, count) for timestep in batch.timesteps]
-        of_stage = {stage: _rows_of(keys, values, stage) for stage in set(stages)}
+        of_stage = {stage: rows_of(keys, values, stage) for stage in set(stages)}
         return self.predict([of_stage[stage] for stage in stages], batch)
 
     def predict(self, rows: Sequence[Rows], *batches: Batch) -> Prediction:
@@ -391,7 +391,8 @@ class _Recorder:
         return attend(attention_probabilities(q, k, layer.heads), v)
 
 
-def _rows_of(keys: Vectors, values: Vectors, stage: int) -> Rows:
+def rows_of(keys: Vectors, values: Vectors, stage: int) -> Rows:
+    """The embeddings of one stage."""
     key = {encoder: rows[stage] for encoder, rows in keys.items()}
     if values is keys:
         return key, key

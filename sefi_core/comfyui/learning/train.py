@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
+from torch import nn
 
 from ...errors import SeFiError, quoted
 from ...families import FAMILIES, label_of
@@ -19,6 +21,7 @@ from ...identity.thumbnail import thumbnail_of
 from ...learning.loop import Step, check_diffusers, optimise
 from ...learning.parametrisation import build_parametrisation
 from ...learning.photos import Photo, training_pictures
+from ...learning.photos import TrainingPictures as TrainingPhotos
 from ...learning.report import text_picture, training_report
 from ...learning.settings import TrainingSettings
 from ...text.captions import AUTO, check_captions
@@ -90,24 +93,14 @@ def train_identity(
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     random_state = torch.random.fork_rng(devices=gpus)
     with torch.inference_mode(False), torch.enable_grad(), random_state:
-        plain = _class_word_identity(model, clip, name, class_word, settings)
-        first = plain if start is None else _going_on(start, plain)
-        prompt = [expand_template(template, first.name) for template in settings.templates][0]
-        captions = check_captions(settings.captions, len(photos))
-        if not settings.resolution:
-            settings = replace(settings, resolution=FAMILIES[plain.family].resolution)
-        pictures, masks, sides = training_pictures(photos, settings.resolution)
+        lesson = lesson_of(model, clip, vae, photos, name, class_word, settings, start)
+        settings, first, (pictures, masks, sides) = lesson.settings, lesson.first, lesson.pictures
+        prompt = expand_template(settings.templates[0], first.name)
         watcher.picture("photo", pictures[0])
-        latents = encode_pictures(model, vae, pictures)
+        latents = lesson.latents
         watcher.phase(LOOKING)
-        template = settings.templates[0]
         kept = None if snapshots is None else snapshots.load()
-        if kept is None:
-            captions = _with_expressions(
-                captions, model, clip, plain, template, latents, masks, sides
-            )
-        else:
-            captions = kept.captions
+        captions = seen_captions(model, clip, lesson) if kept is None else kept.captions
         watcher.phase(LOADING)
         denoiser = ComfyDenoiser(
             model,
@@ -124,7 +117,7 @@ def train_identity(
                 [model, clip.patcher],
                 (settings.batch_size, *latents.shape[1:]),
             ),
-            _looks_at_maps(settings, masks),
+            looks_at_maps(settings, masks),
             class_guided=settings.background_target == "class word" and masks is not None,
             # An identity may look elsewhere than its class word from the start.
             reference=None
@@ -140,22 +133,7 @@ def train_identity(
         )
 
         def current(history: Sequence[Step] = ()) -> Identity:
-            keys, values = ({k: v.detach() for k, v in part.items()} for part in parameters())
-            return Identity(
-                first.name,
-                first.class_word,
-                first.family,
-                keys,
-                values,
-                {
-                    **settings.as_json(),
-                    "captions": captions,
-                    "photos": len(photos),
-                    "steps_done": len(history),
-                },
-                thumbnail_of(pictures[0]),
-                first.position_free,
-            )
+            return learned_identity(lesson, parameters, captions, len(history))
 
         history: list[Step] = []
 
@@ -217,6 +195,71 @@ def train_identity(
     return TrainingResult(identity, history, report, len(history) < settings.steps, drawn)
 
 
+class Lesson(NamedTuple):
+    """What is learned of one person, before the first step.
+
+    ``plain`` is the identity of the class word's vectors, ``first`` the one that training begins
+    at; ``latents`` (N, C, h, w) are those of the pictures, as the U-Net sees them. ``settings``
+    have a resolution, and ``captions`` may still say :data:`AUTO`.
+    """
+
+    plain: Identity
+    first: Identity
+    pictures: TrainingPhotos
+    latents: torch.Tensor
+    captions: list[str]
+    settings: TrainingSettings
+
+
+def lesson_of(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    photos: Sequence[Photo],
+    name: str,
+    class_word: str,
+    settings: TrainingSettings,
+    start: Identity | None = None,
+) -> Lesson:
+    """Everything that a training needs of a person's photos.
+
+    Raises :class:`SeFiError` for input that cannot be trained with.
+    """
+    plain = _class_word_identity(model, clip, name, class_word, settings)
+    first = plain if start is None else _going_on(start, plain)
+    for template in settings.templates:
+        expand_template(template, first.name)
+    captions = check_captions(settings.captions, len(photos))
+    if not settings.resolution:
+        settings = replace(settings, resolution=FAMILIES[plain.family].resolution)
+    pictures = training_pictures(photos, settings.resolution)
+    latents = encode_pictures(model, vae, pictures.pictures)
+    return Lesson(plain, first, pictures, latents, list(captions), settings)
+
+
+def learned_identity(
+    lesson: Lesson, parameters: nn.Module, captions: Sequence[str], steps_done: int
+) -> Identity:
+    """What the parameters have learned until now, with its settings and a thumbnail."""
+    keys, values = ({k: v.detach() for k, v in part.items()} for part in parameters())
+    pictures = lesson.pictures.pictures
+    return Identity(
+        lesson.first.name,
+        lesson.first.class_word,
+        lesson.first.family,
+        keys,
+        values,
+        {
+            **lesson.settings.as_json(),
+            "captions": list(captions),
+            "photos": len(pictures),
+            "steps_done": steps_done,
+        },
+        thumbnail_of(pictures[0]),
+        lesson.first.position_free,
+    )
+
+
 def _class_word_identity(
     model: ModelPatcher, clip: CLIP, name: str, class_word: str, settings: TrainingSettings
 ) -> Identity:
@@ -266,24 +309,22 @@ def _going_on(start: Identity, plain: Identity) -> Identity:
     return replace(start, name=plain.name, key_vectors=keys, value_vectors=values)
 
 
-def _with_expressions(
-    captions: Sequence[str],
-    model: ModelPatcher,
-    clip: CLIP,
-    plain: Identity,
-    template: str,
-    latents: torch.Tensor,
-    masks: torch.Tensor | None,
-    sides: Sequence[int],
-) -> list[str]:
+def seen_captions(model: ModelPatcher, clip: CLIP, lesson: Lesson) -> list[str]:
     """The photos' captions with what the model sees in the place of ``AUTO``."""
-    captions = list(captions)
+    captions = list(lesson.captions)
+    _, masks, sides = lesson.pictures
     asked = [number for number, caption in enumerate(captions) if caption.lower() == AUTO]
     if not asked:
         return captions
     faces = None if masks is None else masks[asked]
     found = expressions_in(
-        model, clip, plain, template, latents[asked], faces, [sides[number] for number in asked]
+        model,
+        clip,
+        lesson.plain,
+        lesson.settings.templates[0],
+        lesson.latents[asked],
+        faces,
+        [sides[number] for number in asked],
     )
     for number, expression in zip(asked, found, strict=True):
         captions[number] = expression
@@ -308,6 +349,6 @@ def encode_pictures(model: ModelPatcher, vae: VAE, pictures: torch.Tensor) -> to
     return model.model.process_latent_in(latents)
 
 
-def _looks_at_maps(settings: TrainingSettings, masks: torch.Tensor | None) -> bool:
+def looks_at_maps(settings: TrainingSettings, masks: torch.Tensor | None) -> bool:
     """Whether a loss needs attention maps."""
     return settings.attention_weight > 0 or (settings.leak_weight > 0 and masks is not None)

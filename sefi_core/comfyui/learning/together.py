@@ -1,0 +1,198 @@
+"""Learn several identities at once, with one frozen model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ...errors import SeFiError
+from ...identity.identity import Identity
+from ...learning.loop import Prediction, check_diffusers
+from ...learning.parametrisation import build_parametrisation
+from ...learning.photos import Photo
+from ...learning.settings import TrainingSettings
+from ...learning.together import Asked, Learner, optimise_together
+from ...stages import stage_of_timestep
+from ..clip.embeddings import embedding_units
+from .denoiser import ComfyDenoiser, rows_of
+from .differentiable import differentiable
+from .memory import is_checkpointing
+from .train import (
+    HALF_LOSS_SCALE,
+    Lesson,
+    learned_identity,
+    lesson_of,
+    looks_at_maps,
+    seen_captions,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Person(NamedTuple):
+    """Whom to learn: the name of the placeholder, the photos, and what they show besides."""
+
+    name: str
+    photos: Sequence[Photo]
+    captions: tuple[str, ...]
+
+
+Outcome = Identity | SeFiError
+"""What became of a person: the identity, or the sentence that says why there is none."""
+
+
+def train_identities(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    people: Sequence[Person],
+    class_word: str,
+    settings: TrainingSettings,
+    together: int,
+    tell: Callable[[str], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """Learn these people, ``together`` of them in each batch, each exactly as if alone.
+
+    As :func:`.train.train_identity` in everything else; whoever cannot be learned is given the
+    sentence that says why, and stops nobody. ``tell`` is told what happens, ``on_step`` the steps
+    done and those of all groups, and may raise to stop.
+    """
+    check_diffusers()
+    tell = tell or (lambda text: None)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    outcomes: list[Outcome] = []
+    groups = [people[start : start + together] for start in range(0, len(people), together)]
+    for number, group in enumerate(groups):
+
+        def step(done: int, number: int = number) -> None:
+            if on_step is not None:
+                on_step(number * settings.steps + done, len(groups) * settings.steps)
+
+        random_state = torch.random.fork_rng(devices=gpus)
+        with torch.inference_mode(False), torch.enable_grad(), random_state:
+            outcomes += _train_group(model, clip, vae, group, class_word, settings, tell, step)
+    return outcomes
+
+
+def _train_group(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    people: Sequence[Person],
+    class_word: str,
+    settings: TrainingSettings,
+    tell: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> list[Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    lessons: dict[int, tuple[Lesson, list[str]]] = {}
+    for number, person in enumerate(people):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        try:
+            own = settings.with_captions(person.captions)
+            lesson = lesson_of(model, clip, vae, person.photos, person.name, class_word, own)
+            tell(f"looking at {lesson.first.placeholder}")
+            lessons[number] = lesson, seen_captions(model, clip, lesson)
+        except SeFiError as error:
+            outcomes[number] = error
+    if lessons:
+        learners = _learn(model, clip, list(lessons.values()), settings, tell, on_step)
+        for (number, (lesson, captions)), learner in zip(lessons.items(), learners, strict=True):
+            outcomes[number] = learner.error or learned_identity(
+                lesson, learner.parameters, captions, len(learner.history)
+            )
+    for number, person in enumerate(people):
+        if isinstance(outcomes[number], SeFiError):
+            logger.warning("SeFi Train Identities: %s: %s", person.name, outcomes[number])
+    return [outcomes[number] for number in range(len(people))]
+
+
+def _learn(
+    model: ModelPatcher,
+    clip: CLIP,
+    lessons: Sequence[tuple[Lesson, list[str]]],
+    settings: TrainingSettings,
+    tell: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> list[Learner]:
+    """One learner for each lesson and its captions, trained."""
+    first, _ = lessons[0]
+    people = [
+        number for number, (lesson, _) in enumerate(lessons) for _ in range(len(lesson.latents))
+    ]
+    masks = _masks([lesson for lesson, _ in lessons])
+    latents = torch.cat([lesson.latents for lesson, _ in lessons])
+    names = [f"{lesson.first.name}_{number}" for number, (lesson, _) in enumerate(lessons)]
+    denoiser = ComfyDenoiser(
+        model,
+        clip,
+        # Two people of one name are two placeholders here.
+        [lesson.first.renamed(name) for (lesson, _), name in zip(lessons, names, strict=True)],
+        settings.templates,
+        latents,
+        masks,
+        [caption for _, captions in lessons for caption in captions],
+        [side for lesson, _ in lessons for side in lesson.pictures.sides],
+        settings.dtype,
+        is_checkpointing(
+            settings.gradient_checkpointing,
+            [model, clip.patcher],
+            (settings.batch_size * len(lessons), *latents.shape[1:]),
+        ),
+        looks_at_maps(settings, masks),
+        people,
+        class_guided=settings.background_target == "class word" and masks is not None,
+    )
+    scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
+    units = embedding_units(clip)
+    learners = [
+        Learner(
+            build_parametrisation(
+                settings.parametrisation,
+                lesson.first.key_vectors,
+                lesson.first.value_vectors,
+                settings.seed,
+                units,
+            ),
+            [sample for sample, person in enumerate(people) if person == number],
+            settings,
+            scale,
+        )
+        for number, (lesson, _) in enumerate(lessons)
+    ]
+
+    def predict(asked: Sequence[Asked]) -> Prediction:
+        rows = [
+            rows_of(one.keys, one.values, stage_of_timestep(timestep, first.first.stages))
+            for one in asked
+            for timestep in one.batch.timesteps
+        ]
+        return denoiser.predict(rows, *(one.batch for one in asked))
+
+    tell(f"learning {', '.join(lesson.first.placeholder for lesson, _ in lessons)}")
+    modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
+    with differentiable(*modules, gradient_checkpointing=denoiser.checkpointing):
+        optimise_together(learners, predict, settings.steps, on_step)
+    return learners
+
+
+def _masks(lessons: Sequence[Lesson]) -> torch.Tensor | None:
+    """All masks; who has none is marked all over, which changes nothing. None if nobody has one."""
+    if all(lesson.pictures.masks is None for lesson in lessons):
+        return None
+    side = lessons[0].pictures.pictures.shape[1]
+    return torch.cat(
+        [
+            torch.ones(len(lesson.latents), 1, side, side)
+            if lesson.pictures.masks is None
+            else lesson.pictures.masks
+            for lesson in lessons
+        ]
+    )
