@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 NODES = {
     "SeFiFaceMask": "face_mask",
     "SeFiTrainIdentity": "train_identity",
+    "SeFiTrainIdentities": "train_identities",
     "SeFiLoadFaceEncoder": "predict_identity",
     "SeFiPredictIdentity": "predict_identity",
     "SeFiSaveIdentity": "identity_files",

@@ -67,7 +67,8 @@ def shown_thumbnail(metadata: Mapping[str, str]) -> bytes | None:
 
 
 def _description(identity: Identity) -> str:
-    parts = [f"Stands for {identity.class_word}; learned on {label_of(identity.family)}"]
+    made = "predicted for" if identity.predicted else "learned on"
+    parts = [f"Stands for {identity.class_word}; {made} {label_of(identity.family)}"]
     if photos := _count(identity.training.get("photos")):
         parts.append(f"from {photos} photo{'' if photos == 1 else 's'}")
     if steps := _count(identity.training.get("steps_done")):

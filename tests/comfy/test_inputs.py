@@ -14,6 +14,7 @@ from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.likeness import SeFiLikeness
 from sefi_ide.nodes.predict_identity import SeFiLoadFaceEncoder, SeFiPredictIdentity
 from sefi_ide.nodes.prompt_score import SeFiPromptScore
+from sefi_ide.nodes.train_identities import SeFiTrainIdentities
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
 from sefi_ide.sefi_core.comfyui.face_encoders import OpenedEncoder
@@ -230,6 +231,18 @@ def good_inputs(models, anna):
             "identity": anna,
             "steps": 1,
             "seed": 0,
+        },
+        SeFiTrainIdentities: {
+            **loaded,
+            "vae": vae,
+            "photos": photo_and_mask()[0],
+            "masks": photo_and_mask()[1],
+            "names": "anna",
+            "folder": "",
+            "class_word": "person",
+            "captions": "",
+            "templates": "a photo of <name>",
+            "steps": 1,
         },
         SeFiFaceMask: {"image": torch.zeros(1, 64, 64, 3), "detector": "auto"},
         SeFiSaveIdentity: {"identity": anna, "file_name": "", "if_exists": "error"},

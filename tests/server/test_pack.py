@@ -12,6 +12,7 @@ from sefi_ide.tools.server import PACK, ComfyServer
 NODE_IDS = [
     "SeFiFaceMask",
     "SeFiTrainIdentity",
+    "SeFiTrainIdentities",
     "SeFiLoadFaceEncoder",
     "SeFiPredictIdentity",
     "SeFiSaveIdentity",
