@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from ..errors import SeFiError
@@ -102,7 +103,8 @@ def _step(
         except SeFiError as error:
             learner.error = error
     if losses:
-        sum(parts[0] * one.loss_scale for one, parts in losses.items()).backward()
+        total = [parts[0] * one.loss_scale for one, parts in losses.items()]
+        torch.stack(total).sum().backward()
     again = []
     for learner, batch in pending:
         if learner.error is not None:
