@@ -96,7 +96,7 @@ def attention_picture(where: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
 def maps_together(looks: Iterable[Sequence[torch.Tensor]]) -> torch.Tensor:
     """The maps (1, h, w) of the layers of some passes as one of the largest layer's size."""
     looks = list(looks)
-    size = max(tuple(layer.shape[1:]) for layer in looks[0])
+    size = max((layer.shape[1], layer.shape[2]) for layer in looks[0])
     together = [
         torch.stack(layers).float().mean(dim=0).cpu() for layers in zip(*looks, strict=True)
     ]

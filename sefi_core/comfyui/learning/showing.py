@@ -85,7 +85,8 @@ class TrainingPictures:
 
     def look(self) -> Look:
         """How the model sees the photo now; also shown."""
-        seen = look(self.denoiser.denoiser, *self.parameters(), self.background)
+        keys, values = self.parameters()
+        seen = look(self.denoiser.denoiser, keys, values, self.background)
         self._show_attention(seen.where)
         self._keep_maps(0)
         return seen
@@ -98,9 +99,8 @@ class TrainingPictures:
             if scale:
                 if where is None:
                     at = (MAP_TIMESTEP,)
-                    where = look(
-                        self.denoiser.denoiser, *self.parameters(), self.background, at
-                    ).where
+                    keys, values = self.parameters()
+                    where = look(self.denoiser.denoiser, keys, values, self.background, at).where
                 side = preview_side(self.photo.shape[0], scale)
                 preview = picture_or_why_not("preview", lambda: self.sample(side, PREVIEW_STEPS))
                 self.watcher.picture("preview", preview)
