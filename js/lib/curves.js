@@ -40,6 +40,14 @@ export function smoothed(values, reach) {
 }
 
 /**
+ * @param {number} value of a loss
+ * @returns {string} of at most five characters or so
+ */
+function shortly(value) {
+    return value.toFixed(value < 10 ? 3 : value < 100 ? 1 : 0)
+}
+
+/**
  * @param {string} tag
  * @param {Object<string, string>} attributes
  * @returns {SVGElement}
@@ -91,6 +99,6 @@ export class Curve {
         const course = smoothed(values, Math.ceil(values.length / 12))
         this.raw.setAttribute("points", values.map(place).join(" "))
         this.course.setAttribute("points", course.map(place).join(" "))
-        this.number.textContent = course.at(-1).toPrecision(3)
+        this.number.textContent = shortly(course.at(-1))
     }
 }

@@ -45,7 +45,8 @@ def quick_start(server):
 
 
 def open_workflow(page, workflow):
-    page.wait_for_function("() => window.app?.extensionManager && app.graph?.nodes")
+    # The frontend first opens what was open last.
+    page.wait_for_function("() => window.app?.extensionManager?.workflow.activeWorkflow")
     page.evaluate("(workflow) => app.loadGraphData(workflow, true, true, 'training')", workflow)
     page.evaluate(SHOW_TRAINER)
 
