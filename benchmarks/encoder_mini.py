@@ -18,6 +18,7 @@ from PIL import Image
 from sefi_ide.sefi_core.comfyui.encoder_training import Checkpoint
 from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining, read_settings
 from sefi_ide.tests.mini_sd import render, wishes, world
+from sefi_ide.tests.mini_sd.checkpoints import FACE_ENCODER
 from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.train_encoder import RESULT as TRAINED
@@ -26,7 +27,7 @@ from sefi_ide.tools.train_encoder import train_encoder, train_mapping
 logger = logging.getLogger(__name__)
 
 BUILD = REPOSITORY / "build" / "encoder_mini"
-RESULT = REPOSITORY / "tests" / "mini_sd" / "face_encoder.safetensors"
+RESULT = FACE_ENCODER
 SETTINGS = REPOSITORY / "benchmarks" / "encoder_mini.json"
 PEOPLE, PHOTOS = 800, 10
 FIRST_SEED = 300_000

@@ -5,7 +5,8 @@ Runs the quick start through the server's HTTP API and leaves what comes out in 
 in the environment it takes the user's own photo and checkpoint, and says how alike the pictures are
 and how well they fit their prompts, if the models of SeFi Likeness and of SeFi Prompt Score are in
 ComfyUI's models folder; else a drawn portrait (``SEED`` chooses whose) and a miniature of
-``tests/mini_sd``, whose judges say it. The last line is one JSON object with the figures.
+``tests/mini_sd``, whose judges say it. ``START=predicted`` has the miniature's face encoder predict
+the person, and trains on from there. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from sefi_ide.tests.mini_sd import render, world
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, chosen_family
 from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
 from . import templates
@@ -63,6 +64,9 @@ def main() -> None:
     picture = (
         upright(Path(photo).expanduser()) if photo else Image.fromarray(draw(seed, "portrait"))
     )
+    predicted = os.environ.get("START") == "predicted"
+    if predicted and (given or family != "sd1"):
+        raise SystemExit("START=predicted is for the miniature: leave out CKPT and FAMILY")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     portrait = output / "portrait.png"
@@ -75,6 +79,9 @@ def main() -> None:
         with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
             prompt = prompt_of(server, WORKFLOWS[family])
             adapt(prompt, server.upload(portrait), checkpoint.name, miniature=not given)
+            if predicted:
+                server.add_model("face2diffusion", FACE_ENCODER.name, FACE_ENCODER)
+                begin_at_prediction(prompt, FACE_ENCODER.name)
             pictures, train_seconds = learn_and_draw(server, prompt, output)
             identity = next(Path(directory, "models", "sefi").glob("*.safetensors"))
             shutil.copy(identity, output)
@@ -138,6 +145,18 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
                 "sampler_name": "euler",
                 "scheduler": "normal",
             }
+
+
+def begin_at_prediction(prompt: Prompt, encoder: str) -> None:
+    """Have a face encoder predict the identity that the training goes on from."""
+    inputs = nodes_of(prompt, "SeFiTrainIdentity")[0]["inputs"]
+    shared = {key: inputs[key] for key in ("photos", "masks", "name", "class_word")}
+    prompt["encoder"] = {"class_type": "SeFiLoadFaceEncoder", "inputs": {"file": encoder}}
+    prompt["predicted"] = {
+        "class_type": "SeFiPredictIdentity",
+        "inputs": {"face_encoder": ["encoder", 0], **shared},
+    }
+    inputs["identity"] = ["predicted", 0]
 
 
 def learn_and_draw(

@@ -11,6 +11,9 @@ CHECKPOINTS = {
     "sdxl": _FOLDER / "mini_sdxl.safetensors",
 }
 
+FACE_ENCODER = Path(__file__).with_name("face_encoder.safetensors")
+"""Of the drawn world, for the first miniature; ``make encoder-mini`` makes it."""
+
 
 def chosen_family() -> str:
     """The family that ``FAMILY`` in the environment names; ``sd1`` where it names none.
