@@ -108,3 +108,8 @@ def test_an_app_asks_for_widgets_that_exist_and_shows_the_picture(workflow):
         assert name in {slot["name"] for slot in nodes[node_id]["inputs"] if "widget" in slot}
     assert [nodes[node_id]["type"] for node_id in data["outputs"]] == ["SaveImage"]
     assert workflow["extra"].get("linearMode", False) == (workflow["id"] == template(APP)["id"])
+
+
+def test_it_has_no_id_of_its_own(workflow):
+    """Each time that a template is opened it is another workflow, with trainings of its own."""
+    assert "id" not in workflow
