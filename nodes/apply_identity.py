@@ -8,11 +8,13 @@ from ..sefi_core.comfyui.apply import apply_identity
 from ..sefi_core.comfyui.methods import METHODS
 from ..sefi_core.errors import raised_by
 from ..sefi_core.identity.identity import Identity
+from ..sefi_core.stage_strengths import parse_strengths
 from .types import (
     CATEGORY,
     CLIP,
     MODEL,
     SEFI_IDENTITY,
+    TEXT,
     check_identity,
     check_input,
 )
@@ -109,6 +111,18 @@ class SeFiApplyIdentity(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                io.String.Input(
+                    "stage_strengths",
+                    default="",
+                    tooltip=(
+                        "Factors on both strengths for the parts of the sampling that the identity "
+                        "has vectors for, from the noisiest, which makes the layout, to the last, "
+                        "which makes the details: 0.4, 0.6, 1, 1, 1 leaves the layout to the class "
+                        "word. Fewer numbers are stretched over the parts. Empty: 1 everywhere."
+                    ),
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the identity."),
@@ -126,10 +140,13 @@ class SeFiApplyIdentity(io.ComfyNode):
         strength_v: float = 1.0,
         start_percent: float | None = 0.0,
         end_percent: float | None = 1.0,
+        stage_strengths: str | None = "",
     ) -> io.NodeOutput:
         with raised_by(DISPLAY_NAME):
             check_input("model", model, MODEL)
             check_input("clip", clip, CLIP)
+            strengths = "" if stage_strengths is None else stage_strengths
+            check_input("stage_strengths", strengths, TEXT)
             method = METHODS[check_identity(identity).kind]
             applied = method(
                 identity,
@@ -137,5 +154,6 @@ class SeFiApplyIdentity(io.ComfyNode):
                 strength_v,
                 0.0 if start_percent is None else start_percent,
                 1.0 if end_percent is None else end_percent,
+                parse_strengths(strengths),
             )
             return io.NodeOutput(*apply_identity(model, clip, applied))

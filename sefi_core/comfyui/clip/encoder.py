@@ -70,8 +70,8 @@ class Applied(Protocol):
         """Whether it changes anything at all."""
         ...
 
-    def strength(self, role: Role) -> float:
-        """How far its rows have gone from the class word's, 0, to the identity's, 1."""
+    def strength(self, role: Role, stage: int | None) -> float:
+        """How far its :meth:`rows` have gone from the class word's, 0, to the identity's, 1."""
         ...
 
     def rows(
@@ -121,7 +121,8 @@ class Identities:
                 )
                 if rows is not None and one.identity.position_free:
                     # At the class word's end of the line they stand for tokens alone.
-                    rows = PositionFree(rows, position_embeddings(model) * one.strength(role))
+                    share = one.strength(role, stages[name])
+                    rows = PositionFree(rows, position_embeddings(model) * share)
                 found[name] = rows
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from ...checks import check_number
 from ...identity.identity import Identity
+from ...stage_strengths import checked_strengths, strengths_of_stages
 from ..clip.embeddings import with_last_repeated
 from ..clip.encoder import Role
 
@@ -19,6 +21,11 @@ class AppliedIdentity:
 
     Strengths move the token embeddings on the line from the class word's (0) to the identity's
     (1); values outside weaken or exaggerate. Percents are of the sampling, 0 its start.
+    ``stage_strengths`` are factors on both strengths, the noisiest stage's first; see
+    :mod:`sefi_core.stage_strengths`. An identity of one stage gets a stage for each of them.
+
+    The mean over the stages, which is what the CLIP gives as an ordinary textual inversion, is that
+    of what the stages have at their own strengths.
     """
 
     identity: Identity
@@ -26,25 +33,33 @@ class AppliedIdentity:
     strength_v: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
+    stage_strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("strength_k", "strength_v"):
             check_number(name, getattr(self, name), -100.0, 100.0)
         for name in ("start_percent", "end_percent"):
             check_number(name, getattr(self, name), 0.0, 1.0)
+        strengths_of_stages(checked_strengths(self.stage_strengths), self.stages)
 
     @property
     def stages(self) -> int:
         """Number of stages, S."""
-        return self.identity.stages
+        of_identity = self.identity.stages
+        return max(1, len(self.stage_strengths)) if of_identity == 1 else of_identity
 
-    def strength(self, role: Role) -> float:
-        """How much of the identity goes into keys or values."""
-        return self.strength_k if role == "key" else self.strength_v
+    def strength(self, role: Role, stage: int | None) -> float:
+        """How much of the identity goes into keys or values, in a stage or in the mean of all."""
+        strengths = self._strengths(role)
+        if stage is not None:
+            return strengths[stage]
+        if len(set(strengths)) == 1:
+            return strengths[0]
+        return math.fsum(strengths) / len(strengths)
 
     def acts(self) -> bool:
         """Whether a strength is not 0."""
-        return self.strength_k != 0 or self.strength_v != 0
+        return any(self._strengths("key")) or any(self._strengths("value"))
 
     def rows(
         self, encoder: str, role: Role, stage: int | None, class_word: Callable[[], torch.Tensor]
@@ -53,12 +68,35 @@ class AppliedIdentity:
 
         See :meth:`clip.encoder.Applied.rows`.
         """
-        strength = self.strength(role)
         vectors = self.identity.key_vectors if role == "key" else self.identity.value_vectors
-        if strength == 0 or encoder not in vectors:
+        if encoder not in vectors:
             return None
-        rows = vectors[encoder].mean(0) if stage is None else vectors[encoder][stage]
-        if strength == 1:
-            return rows
+        of_stages, strengths = vectors[encoder], self._strengths(role)
+        if stage is not None:
+            # One stage serves as many as there are strengths.
+            rows = of_stages[min(stage, len(of_stages) - 1)]
+            return _moved(rows, strengths[stage], class_word)
+        if len(set(strengths)) == 1:
+            return _moved(of_stages.mean(0), strengths[0], class_word)
         word = class_word()
-        return torch.lerp(word, with_last_repeated(rows, len(word)), strength)
+        factors = torch.tensor(strengths)[:, None, None]
+        rows = torch.stack([with_last_repeated(rows, len(word)) for rows in of_stages])
+        return torch.lerp(word, rows, factors).mean(0)
+
+    def _strengths(self, role: Role) -> tuple[float, ...]:
+        """Of every stage, the least noisy first."""
+        strength = self.strength_k if role == "key" else self.strength_v
+        factors = strengths_of_stages(self.stage_strengths, self.stages)
+        return tuple(strength * factor for factor in factors)
+
+
+def _moved(
+    rows: torch.Tensor, strength: float, class_word: Callable[[], torch.Tensor]
+) -> torch.Tensor | None:
+    """Rows on the line from the class word's to these, None for the class word itself."""
+    if strength == 0:
+        return None
+    if strength == 1:
+        return rows
+    word = class_word()
+    return torch.lerp(word, with_last_repeated(rows, len(word)), strength)
