@@ -12,6 +12,7 @@ from ..sefi_core.stage_strengths import parse_strengths
 from .types import (
     CATEGORY,
     CLIP,
+    MASK,
     MODEL,
     SEFI_IDENTITY,
     TEXT,
@@ -123,6 +124,16 @@ class SeFiApplyIdentity(io.ComfyNode):
                     optional=True,
                     advanced=True,
                 ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip=(
+                        "Where in the picture the identity acts: white is the person, black what "
+                        "the class word draws, grey and soft edges a mixture. A mask of the whole "
+                        "picture in any size; a batch of masks is for the pictures of a batch. "
+                        "Not connected: everywhere."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the identity."),
@@ -141,12 +152,15 @@ class SeFiApplyIdentity(io.ComfyNode):
         start_percent: float | None = 0.0,
         end_percent: float | None = 1.0,
         stage_strengths: str | None = "",
+        region: io.Mask.Type | None = None,
     ) -> io.NodeOutput:
         with raised_by(DISPLAY_NAME):
             check_input("model", model, MODEL)
             check_input("clip", clip, CLIP)
             strengths = "" if stage_strengths is None else stage_strengths
             check_input("stage_strengths", strengths, TEXT)
+            if region is not None:
+                check_input("region", region, MASK)
             method = METHODS[check_identity(identity).kind]
             applied = method(
                 identity,
@@ -155,5 +169,6 @@ class SeFiApplyIdentity(io.ComfyNode):
                 0.0 if start_percent is None else start_percent,
                 1.0 if end_percent is None else end_percent,
                 parse_strengths(strengths),
+                region,
             )
             return io.NodeOutput(*apply_identity(model, clip, applied))

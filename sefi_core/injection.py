@@ -8,10 +8,20 @@ token acts (an ``attn2_replace`` around what is there), and a companion row (``a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Contexts for a part of the picture; ``share`` (masks, height, width) is how much of it."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    pooled: torch.Tensor | None
+    share: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +29,9 @@ class Injection:
     """Other contexts (1, tokens, width) for keys and values, between two noise levels (sigmas).
 
     The paper's injection: ``K = W_k c_K[s(t)]``, ``V = W_v c_V[s(t)]``. ``pooled`` (1, width) is
-    the V prompt's pooled output, None where there is none.
+    the V prompt's pooled output, None where there is none. Where identities have regions, attention
+    is the sum of those of the ``parts`` by their shares; these contexts are for when the place in
+    the picture is not known.
     """
 
     lowest: float
@@ -27,6 +39,7 @@ class Injection:
     key: torch.Tensor
     value: torch.Tensor
     pooled: torch.Tensor | None = None
+    parts: Sequence[Part] = ()
 
     def acts_at(self, sigma: float) -> bool:
         """Whether a noise level is one of its own; both ends are."""
@@ -54,12 +67,19 @@ class Segment:
 Row = Sequence[Segment]
 """The known prompts of one row of the batch, in the order of their tokens."""
 
+Choice = Mapping[Injection, Part]
+"""The part of each injection that has parts."""
+
+EVERYWHERE: Choice = {}
+"""None of them: all identities act."""
+
 
 def swapped(
     context: torch.Tensor,
     row: Row,
     sigma: float,
     moved: Callable[[torch.Tensor], torch.Tensor],
+    choice: Choice = EVERYWHERE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The contexts of keys and of values that a context (1, tokens, width) becomes.
 
@@ -71,11 +91,35 @@ def swapped(
         injection = segment.at(sigma)
         if injection is None:
             continue
-        keys += [context[:, done : segment.start], moved(injection.key)]
-        values += [context[:, done : segment.start], moved(injection.value)]
+        chosen = choice.get(injection, injection)
+        keys += [context[:, done : segment.start], moved(chosen.key)]
+        values += [context[:, done : segment.start], moved(chosen.value)]
         done = segment.end
     rest = context[:, done:]
     return torch.cat([*keys, rest], dim=1), torch.cat([*values, rest], dim=1)
+
+
+def variants(
+    row: Row, sigma: float, share_of: Callable[[Part], torch.Tensor]
+) -> list[tuple[Choice, torch.Tensor | None]]:
+    """What a row attends to in its parts: a part of every injection, and its share of each cell.
+
+    ``share_of`` gives a part's share (height, width) of what the row sees. Parts that nothing is
+    seen of are left out; a row without parts has one, whose share is None.
+    """
+    found: list[tuple[Choice, torch.Tensor | None]] = [(EVERYWHERE, None)]
+    for injection in dict.fromkeys(segment.at(sigma) for segment in row):
+        if injection is None or not injection.parts:
+            continue
+        shares = [(part, share_of(part)) for part in injection.parts]
+        found = [
+            ({**choice, injection: part}, both)
+            for choice, before in found
+            for part, share in shares
+            for both in (share if before is None else before * share,)
+            if both.any()
+        ]
+    return found
 
 
 def pooled_swapped(
@@ -83,11 +127,13 @@ def pooled_swapped(
     row: Row,
     sigma: float,
     moved: Callable[[torch.Tensor], torch.Tensor],
+    share_of: Callable[[Part], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """What a row's vector (1, width) becomes, which begins with a prompt's pooled output.
 
     So does SDXL's, and sizes follow. The pooled output is another's, and stays, where no known
-    prompt of the row came with these very numbers.
+    prompt of the row came with these very numbers. With regions it is the mean of those of the
+    parts by how much of what the row sees they are; without ``share_of`` all identities act.
     """
     for segment in row:
         injection = segment.at(sigma)
@@ -96,5 +142,12 @@ def pooled_swapped(
         pooled = moved(segment.pooled)
         width = pooled.shape[1]
         if torch.equal(vector[:, :width], pooled):
-            return torch.cat([moved(injection.pooled), vector[:, width:]], dim=1)
+            new = moved(injection.pooled)
+            if share_of is not None and injection.parts:
+                new = sum(
+                    float(share_of(part).mean()) * moved(part.pooled)
+                    for part in injection.parts
+                    if part.pooled is not None
+                )
+            return torch.cat([new, vector[:, width:]], dim=1)
     return vector

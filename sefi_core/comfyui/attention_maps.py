@@ -124,19 +124,25 @@ class Recorder:
         self.latents = latents
         self.maps: dict[Block, Tensor] = {}
         """Block -> the maps of its layer, (words * latents, height, width)."""
+        self.seen: dict[Block, int] = {}
+        """Block -> parts of its attention that its maps have, -1 for all."""
 
     def look(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep the maps of a layer that has none; see :data:`capture.Look`.
 
         Guidance such as PAG and SAG asks the model again, for something it then leads away from.
         """
-        if layer.block in self.maps:
+        seen = self.seen.setdefault(layer.block, 0)
+        share = layer.share
+        if seen != share.number:
             return
-        attention = attention_probabilities(q, k, layer.heads).mean(1)
+        self.seen[layer.block] = -1 if share.number + 1 == share.parts else seen + 1
+        attention = attention_probabilities(q, k, layer.heads).mean(1) * share.of_queries
         # More rows than latents are the same prompt again, as the negative.
         attention = attention[: self.latents].unflatten(1, layer.size)
         maps = [attention[..., columns].sum(-1) for columns in self.columns.values()]
-        self.maps[layer.block] = torch.stack(maps).flatten(0, 1).float().cpu()
+        found = torch.stack(maps).flatten(0, 1).float().cpu()
+        self.maps[layer.block] = self.maps.get(layer.block, 0) + found
 
 
 class OneStep(comfy.samplers.Sampler):

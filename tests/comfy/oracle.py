@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -106,9 +106,12 @@ class Prompt:
             text = text.replace(f"<{name}>", person.class_word)
         return text
 
-    def contexts(self, timestep: int) -> Texts:
-        """What the U-Net gets at a training timestep."""
-        stages = {name: person.stage(timestep) for name, person in self.people.items()}
+    def contexts(self, timestep: int, acting: Collection[str] | None = None) -> Texts:
+        """What the U-Net gets at a training timestep, if only these people act."""
+        stages = {
+            name: person.stage(timestep) if acting is None or name in acting else None
+            for name, person in self.people.items()
+        }
         key = tuple(stages.values())
         if key not in self.cache:
             chosen: list[dict[str, dict[str, torch.Tensor]]] = [{}, {}]
@@ -242,7 +245,7 @@ class Oracle:
         ``size`` is (height, width) of the whole picture in latent cells.
         """
         timestep = timestep_of(sigma, self.sigmas)
-        key, value, pooled = region.prompt.contexts(timestep)
+        pooled, attending = self.attention(region.prompt, timestep, x)
         height, width = size or x.shape[-2:]
         vectors = {}
         if self.model.adm_channels:
@@ -259,7 +262,7 @@ class Oracle:
             if vectors:
                 conditioning["y"] = vector_of(region.prompt.pooled, 8 * height, 8 * width).to(x)
             control = region.control.get_control(x, sigma, conditioning, 1, {})
-        with _projected_from(self.model.diffusion_model, key, value):
+        with attending:
             return self.model.apply_model(
                 x,
                 sigma,
@@ -268,6 +271,13 @@ class Oracle:
                 transformer_options=options,
                 **vectors,
             )
+
+    def attention(
+        self, prompt, timestep: int, x: torch.Tensor
+    ) -> tuple[torch.Tensor, AbstractContextManager[None]]:
+        """The pooled output, and what has the layers attend to the prompt."""
+        key, value, pooled = prompt.contexts(timestep)
+        return pooled, _projected_from(self.model.diffusion_model, key, value)
 
     def predict(self, x: torch.Tensor, sigma: float, regions: Sequence[Region]) -> torch.Tensor:
         """Denoised latents (batch, 4, height, width): the weighted mean of the regions."""

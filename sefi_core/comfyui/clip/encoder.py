@@ -21,6 +21,7 @@ from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel
 
 from ...identity.identity import Identity
+from ...regions import acting_sets
 from ..unet.conditioning import CONDITIONING_KEY, REGISTRY, Payload
 from .embeddings import position_embeddings, token_embeddings
 from .tokens import (
@@ -64,6 +65,11 @@ class Applied(Protocol):
     @property
     def stages(self) -> int:
         """Number of stages with vectors of their own."""
+        ...
+
+    @property
+    def region(self) -> torch.Tensor | None:
+        """Where it acts, masks (masks, height, width) from 0 to 1; None for everywhere."""
         ...
 
     def acts(self) -> bool:
@@ -311,6 +317,12 @@ class _Prompt:
             self.encoded[key] = context, pooled
         return self.encoded[key]
 
+    def contexts(self, stages: Stages) -> dict[str, torch.Tensor | None]:
+        """What the U-Net gets where the identities of ``stages`` act."""
+        key, _ = self.encode_with(self.replacements("key", stages))
+        value, pooled = self.encode_with(self.replacements("value", stages))
+        return {"key": key, "value": value, "pooled": pooled}
+
     def tells(self, mean: Replacements) -> bool:
         """Whether the context of the mean vectors is another than the class word's."""
         return any(
@@ -351,19 +363,22 @@ def _payload(
     phases = []
     for start, end, names in _intervals(applied):
         counts = {name: applied[name].stages for name in names}
+        sets = list(_acting_sets({name: applied[name].region for name in names}))
         for stages in _stage_combinations(counts):
-            key, _ = prompt.encode_with(prompt.replacements("key", stages))
-            value, value_pooled = prompt.encode_with(prompt.replacements("value", stages))
-            phases.append(
-                {
-                    "start_percent": start,
-                    "end_percent": end,
-                    "stages": [[stages[name], counts[name]] for name in names],
-                    "key": key,
-                    "value": value,
-                    "pooled": value_pooled,
-                }
-            )
+            parts = [
+                {**prompt.contexts({name: stages[name] for name in acting}), "share": share}
+                for acting, share in sets
+            ]
+            phase = {
+                "start_percent": start,
+                "end_percent": end,
+                "stages": [[stages[name], counts[name]] for name in names],
+            }
+            if len(parts) == 1:
+                phase |= {role: parts[0][role] for role in ("key", "value", "pooled")}
+            else:
+                phase |= {**prompt.contexts(stages), "parts": parts}
+            phases.append(phase)
     if all(phase["key"] is base and phase["value"] is base for phase in phases):
         return None
     return {
@@ -389,6 +404,19 @@ def _intervals(applied: Mapping[str, Applied]) -> Iterator[tuple[float, float, l
                 if one.start_percent <= start and end <= one.end_percent
             ),
         )
+
+
+def _acting_sets(
+    regions: Mapping[str, torch.Tensor | None],
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """The names that act together somewhere, and their share of each place.
+
+    See :func:`regions.acting_sets`; an identity without a region is in all of them.
+    """
+    within = [name for name, region in regions.items() if region is not None]
+    everywhere = [name for name in regions if name not in within]
+    for acting, share in acting_sets([one for one in regions.values() if one is not None]):
+        yield [*everywhere, *(within[number] for number in acting)], share
 
 
 def _stage_combinations(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -10,6 +10,7 @@ import torch
 
 from ...checks import check_number
 from ...identity.identity import Identity
+from ...regions import region_of
 from ...stage_strengths import checked_strengths, strengths_of_stages
 from ..clip.embeddings import with_last_repeated
 from ..clip.encoder import Role
@@ -23,6 +24,7 @@ class AppliedIdentity:
     (1); values outside weaken or exaggerate. Percents are of the sampling, 0 its start.
     ``stage_strengths`` are factors on both strengths, the noisiest stage's first; see
     :mod:`sefi_core.stage_strengths`. An identity of one stage gets a stage for each of them.
+    ``region`` is a MASK of the whole picture, outside which the class word is drawn, None for none.
 
     The mean over the stages, which is what the CLIP gives as an ordinary textual inversion, is that
     of what the stages have at their own strengths.
@@ -34,12 +36,14 @@ class AppliedIdentity:
     start_percent: float = 0.0
     end_percent: float = 1.0
     stage_strengths: tuple[float, ...] = ()
+    region: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("strength_k", "strength_v"):
             check_number(name, getattr(self, name), -100.0, 100.0)
         for name in ("start_percent", "end_percent"):
             check_number(name, getattr(self, name), 0.0, 1.0)
+        object.__setattr__(self, "region", region_of(self.region))
         strengths_of_stages(checked_strengths(self.stage_strengths), self.stages)
 
     @property

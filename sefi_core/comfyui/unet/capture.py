@@ -15,8 +15,26 @@ LEVELS = (2, 4)
 
 PATCH = "attn2"
 
+SHARE = "sefi_share"
+"""The option that has the :class:`Share`."""
+
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 """An ``attn2_replace`` patch: queries, keys, values (B, n, heads * d) and options to the output."""
+
+
+class Share(NamedTuple):
+    """What part of the layer's attention this one is, where identities have regions.
+
+    The layer attends ``parts`` times, and what it gives is the sum by ``of_queries`` (rows,
+    queries, 1).
+    """
+
+    number: int
+    parts: int
+    of_queries: torch.Tensor | float
+
+
+WHOLE = Share(0, 1, 1.0)
 
 
 class Layer(NamedTuple):
@@ -25,6 +43,7 @@ class Layer(NamedTuple):
     block: Block
     heads: int
     size: tuple[int, int]
+    share: Share = WHOLE
 
 
 Look = Callable[[Layer, torch.Tensor, torch.Tensor, torch.Tensor], "torch.Tensor | None"]
@@ -48,7 +67,8 @@ def looking(
         output = None
         if round(height / rows) in LEVELS:
             block = *options["block"], options["block_index"]
-            output = look(Layer(block, options["n_heads"], (rows, columns)), q, k, v)
+            share = options.get(SHARE, WHOLE)
+            output = look(Layer(block, options["n_heads"], (rows, columns), share), q, k, v)
         return compute(q, k, v, options) if output is None else output
 
     return attend

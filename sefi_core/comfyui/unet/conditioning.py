@@ -12,7 +12,11 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
 - ``phases``: what to use when, a list of dicts of ``start_percent`` and ``end_percent`` of the
   sampling, ``stages`` (a list of [stage, number of stages], one per identity, all of which must be
   current), the contexts ``key`` and ``value`` (1, tokens, width), and ``pooled`` (1, width), the
-  pooled output of the V prompt, or None.
+  pooled output of the V prompt, or None. Where identities have regions, ``parts`` is a list of
+  dicts of these three, one for each set of identities that act together somewhere, and ``share``
+  (masks, height, width), how much of each place of the picture it is; a batch of masks is for the
+  pictures of a batch, in turn. The phase's own three are of all identities, for when the part of
+  the picture that the model sees is not known.
 
 It travels in the conditioning's dict as a list under ``CONDITIONING_KEY``. Some nodes drop that
 dict or pair it with another context, so a payload counts only where its base context is found, and
@@ -77,7 +81,10 @@ class Known:
     def nbytes(self) -> int:
         """Memory of its tensors."""
         tensors = [self.payload["base"]]
-        tensors += [phase[role] for phase in self.payload["phases"] for role in ("key", "value")]
+        for phase in self.payload["phases"]:
+            parts = phase.get("parts", ())
+            tensors += [one[role] for one in (phase, *parts) for role in ("key", "value")]
+            tensors += [part["share"] for part in parts]
         return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
@@ -150,6 +157,10 @@ class Registry:
             )
         self._entries = entries
         self._ends = {}
+
+    def all(self) -> list[Known]:
+        """Every payload that is registered."""
+        return [known for _, known in self._entries]
 
     def of(self, context: torch.Tensor) -> Payload | None:
         """The payload that was registered with this very tensor."""

@@ -5,7 +5,9 @@
   context that it belongs to.
 - ``DIFFUSION_MODEL`` finds in each row of the batch the prompts that are known, those of the
   conditioning's own dict first, has an ``attn2_patch`` swap their contexts, and swaps the pooled
-  output where the model has one (SDXL).
+  output where the model has one (SDXL). Where identities have regions, ``attn2_replace`` patches
+  add up what the parts of the picture attend to.
+- ``PREDICT_NOISE`` keeps the latents, in which tiles of other packs are found again.
 
 Patches of other packs run first and see ordinary text; what they bring is recognised as well. Only
 where nothing is recognised after them, as when they cut contexts, the swap comes before them.
@@ -14,153 +16,33 @@ where nothing is recognised after them, as when they cut contexts, the swap come
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import comfy.conds
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ...injection import Injection, Row, Segment, pooled_swapped, swapped
-from ...stages import stage_edges
-from ..base_model import model_sampling_of, training_sigmas, uncompiled
-from .conditioning import (
-    CONDITIONING_KEY,
-    REGISTRY,
-    Known,
-    Marks,
-    find,
-    fingerprints,
-)
+from ..base_model import cross_attention_layers, uncompiled
+from .blending import Blending
+from .capture import PATCH as REPLACE
+from .capture import previous_patch
+from .conditioning import CONDITIONING_KEY, REGISTRY, Known
+from .places import of_picture
+from .run import Contexts, Places, Run
 
 logger = logging.getLogger(__name__)
 
 WRAPPERS_KEY = "sefi_identity"
 RUN_KEY = "sefi_identity_run"
-NUMBERS_KEY = "sefi_identity_rows"
+PLACES_KEY = "sefi_identity_rows"
 PATCH = "attn2_patch"
 
-KEPT_BATCHES = 8
-"""Of contexts that were swapped; windows of frames have many, which take memory on the device."""
 
-Contexts = tuple[torch.Tensor, torch.Tensor]
-"""Of keys and of values, (rows, tokens, width) each."""
-
-
-class RowNumbers(comfy.conds.CONDRegular):
-    """The number of its conditioning for each row, (rows,); a list where a batch is put together.
-
-    As a list it stays on the CPU, where it is read.
-    """
-
-    def concat(self, others: Sequence[RowNumbers]) -> list[int]:
-        """The numbers of all rows of the batch."""
-        return torch.cat([self.cond, *(other.cond for other in others)]).tolist()
-
-
-class Run:
-    """What is known in one sampling: ``own`` are the payloads of each conditioning's dict."""
-
-    def __init__(self, model: ModelPatcher, own: Sequence[Sequence[Known]]) -> None:
-        self.sampling = model_sampling_of(model)  # nodes may have changed it after Apply
-        self.sigmas = training_sigmas(self.sampling, model.model.model_config)
-        self.own = own
-        self._edges: dict[int, tuple[float, ...]] = {}
-        self._injections: dict[Known, Sequence[Injection]] = {}
-        self._rows: dict[tuple[int | None, torch.dtype, Marks], Row] = {}
-        self._moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._swapped: dict[tuple[object, ...], tuple[list[int], Contexts]] = {}
-
-    def rows(self, contexts: torch.Tensor, numbers: Sequence[int] = ()) -> list[Row]:
-        """The known prompts of each row of a batch of contexts (rows, tokens, width).
-
-        ``numbers`` are of the rows' conditionings; where rows were added since, they say nothing.
-        """
-        marks = fingerprints(contexts)
-        known = numbers if len(numbers) == len(marks) else [None] * len(marks)
-        return [self._row(*pair, contexts.dtype) for pair in zip(known, marks, strict=True)]
-
-    def swap(self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float) -> Contexts | None:
-        """The contexts of keys and values at a noise level, None where they are not changed.
-
-        ``rows`` are the known prompts in them. Most batches of a sampling are alike, and made once.
-        """
-        acting = [segment.at(sigma) for row in rows for segment in row]
-        if not any(acting):
-            return None
-        # A row is one object for each context, so that its id tells the context.
-        batch = contexts.device, contexts.dtype, tuple(map(id, rows))
-        state = list(map(id, acting))
-        if batch not in self._swapped or self._swapped[batch][0] != state:
-            parts = [
-                swapped(context, row, sigma, lambda tensor: self._on_device_of(contexts, tensor))
-                for context, row in zip(contexts.split(1), rows, strict=True)
-            ]
-            keys, values = zip(*parts, strict=True)
-            while len(self._swapped) >= KEPT_BATCHES:
-                del self._swapped[next(iter(self._swapped))]
-            self._swapped[batch] = state, (torch.cat(keys), torch.cat(values))
-        return self._swapped[batch][1]
-
-    def swap_pooled(self, vectors: torch.Tensor, rows: Sequence[Row], sigma: float) -> torch.Tensor:
-        """The vectors (rows, width) of a batch, which begin with the prompts' pooled outputs."""
-        parts = [
-            pooled_swapped(vector, row, sigma, lambda tensor: self._on_device_of(vectors, tensor))
-            for vector, row in zip(vectors.split(1), rows, strict=True)
-        ]
-        return torch.cat(parts)
-
-    def _row(self, number: int | None, marks: Marks, dtype: torch.dtype) -> Row:
-        place = number, dtype, marks
-        if place not in self._rows:
-            # Rows may have changed their places since they got their numbers.
-            every = [known for group in self.own for known in group]
-            candidates = every
-            if number is not None:
-                others = (known for known in every if known.tells)
-                candidates = [*self.own[number], *others]
-            self._rows[place] = [
-                Segment(
-                    start,
-                    start + len(known.marks(dtype)),
-                    self._injections_of(known),
-                    known.payload.get("pooled"),
-                )
-                for start, known in find(marks, dtype, candidates, REGISTRY)
-            ]
-        return self._rows[place]
-
-    def _injections_of(self, known: Known) -> Sequence[Injection]:
-        """A payload's phases with noise levels in the place of percents and stages."""
-        if known not in self._injections:
-            injections = []
-            for phase in known.payload["phases"]:
-                lowest = self.sampling.percent_to_sigma(phase["end_percent"])
-                highest = self.sampling.percent_to_sigma(phase["start_percent"])
-                for stage, stages in phase["stages"]:
-                    edges = (float("-inf"), *self._edges_of(stages), float("inf"))
-                    lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
-                injections.append(
-                    Injection(lowest, highest, phase["key"], phase["value"], phase.get("pooled"))
-                )
-            self._injections[known] = injections
-        return self._injections[known]
-
-    def _edges_of(self, stages: int) -> tuple[float, ...]:
-        if stages not in self._edges:
-            self._edges[stages] = stage_edges(self.sigmas, stages)
-        return self._edges[stages]
-
-    def _on_device_of(self, like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        """A payload's tensor on the device and of the type of ``like``, moved once per run."""
-        key = id(tensor), like.device, like.dtype
-        if key not in self._moved:
-            self._moved[key] = tensor, tensor.to(like)  # the first keeps its id taken
-        return self._moved[key][1]
-
-
-def outer_sample(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def outer_sample(
+    executor: WrapperExecutor, noise: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """Begin a run where there is something to inject; else nothing of the sampling changes.
 
     The guider's options and conditionings are copies that live as long as the sampling.
@@ -170,17 +52,28 @@ def outer_sample(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.
     options.pop(RUN_KEY, None)
     conds = [cond for group in guider.conds.values() for cond in group or ()]
     own = [[Known(payload) for payload in cond.get(CONDITIONING_KEY) or ()] for cond in conds]
-    run = Run(guider.model_patcher, own)
+    size = noise.shape[-2], noise.shape[-1]
+    run = Run(guider.model_patcher, own, size)
     found = [_is_found(run, number, cond) for number, cond in enumerate(conds)]
     if not any(found) and not (len(REGISTRY) and options.get("patches", {}).get(PATCH)):
-        return executor(*args, **kwargs)
+        return executor(noise, *args, **kwargs)
     options[RUN_KEY] = run
     for number, cond in enumerate(conds):
-        rows = 1 if cond.get("cross_attn") is None else len(cond["cross_attn"])
-        numbers = RowNumbers(torch.full((rows,), number))
-        cond["model_conds"] = {**cond.get("model_conds", {}), NUMBERS_KEY: numbers}
+        places = of_picture(number, len(noise), size)
+        cond["model_conds"] = {**cond.get("model_conds", {}), PLACES_KEY: places}
     with uncompiled():
-        return executor(*args, **kwargs)
+        return executor(noise, *args, **kwargs)
+
+
+def predict_noise(
+    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """Let the run know the latents of the step."""
+    guider: Any = executor.class_obj
+    run = guider.model_options.get("transformer_options", {}).get(RUN_KEY)
+    if run is not None:
+        run.latents = x
+    return executor(x, timestep, *args, **kwargs)
 
 
 def diffusion_model(
@@ -194,20 +87,29 @@ def diffusion_model(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Add the patch if a row of the batch has something to swap, or another patch may bring one."""
-    numbers = kwargs.pop(NUMBERS_KEY, ())
+    given = kwargs.pop(PLACES_KEY, ())
     run = transformer_options.get(RUN_KEY)
     if run is not None and context is not None:
         sigma = float(transformer_options["sigmas"].detach().flatten()[0])
-        rows = run.rows(context, numbers)
-        contexts = run.swap(context, rows, sigma)
+        rows = run.rows(context, [place.number for place in given])
+        places = run.places(given, x, transformer_options) if run.has_regions else ()
+        contexts = run.swap(context, rows, sigma, places)
         if contexts is not None and y is not None and len(y) == len(rows):
-            y = run.swap_pooled(y, rows, sigma)
+            y = run.swap_pooled(y, rows, sigma, places)
         patches = transformer_options.get("patches", {})
         others = patches.get(PATCH, [])
         if contexts is not None or others:
-            patch = _swapping(run, sigma, context, contexts, others)
-            patches = {**patches, PATCH: [patch]}
-            transformer_options = {**transformer_options, "patches": patches}
+            blending = Blending()
+            patch = _swapping(run, sigma, context, contexts, others, places, blending)
+            transformer_options = {**transformer_options, "patches": {**patches, PATCH: [patch]}}
+            if (contexts is not None and contexts.blend) or (places and others):
+                replaced = transformer_options.get("patches_replace", {})
+                of_layers = replaced.get(REPLACE, {})
+                of_layers = of_layers | {
+                    block: blending.attend(previous_patch(of_layers, block))
+                    for block in cross_attention_layers(executor.class_obj)
+                }
+                transformer_options["patches_replace"] = {**replaced, REPLACE: of_layers}
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
@@ -219,6 +121,7 @@ def apply_to_model(model: ModelPatcher) -> ModelPatcher:
     clone = model.clone()
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.PREDICT_NOISE, predict_noise),
         (WrappersMP.DIFFUSION_MODEL, diffusion_model),
     ):
         clone.remove_wrappers_with_key(kind, WRAPPERS_KEY)
@@ -255,10 +158,13 @@ def _swapping(
     context: torch.Tensor,
     contexts: Contexts | None,
     others: Sequence[Callable[..., tuple[torch.Tensor, ...]]],
+    places: Places,
+    blending: Blending,
 ) -> Callable[..., tuple[torch.Tensor, ...]]:
     """One ``attn2_patch`` in the place of the ``others``, which it runs.
 
-    ``contexts`` are what the model's ``context`` becomes, None if it stays.
+    ``contexts`` are what the model's ``context`` becomes, None if it stays; ``blending`` is told
+    what the layer has to blend.
     """
 
     def others_on(
@@ -272,18 +178,26 @@ def _swapping(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
     ) -> tuple[torch.Tensor, ...]:
         new_query, new_key, new_value = others_on(query, key, value, options)
+        blending.blend = None
         if _same(new_key, context) and _same(new_value, context):
-            return new_query, *(contexts or (new_key, new_value))
+            if contexts is None:
+                return new_query, new_key, new_value
+            blending.blend = contexts.blend
+            return new_query, contexts.keys, contexts.values
         found = [run.rows(brought) for brought in (new_key, new_value)]
         if contexts is not None and not any(map(any, found)) and _same(key, context):
-            return others_on(query, *contexts, options)
-        swapped_key = run.swap(new_key, found[0], sigma)
-        swapped_value = run.swap(new_value, found[1], sigma)
-        return (
-            new_query,
-            new_key if swapped_key is None else swapped_key[0],
-            new_value if swapped_value is None else swapped_value[1],
-        )
+            whole = run.swap(context, run.rows(context), sigma) if contexts.blend else contexts
+            return others_on(query, *(whole or contexts)[:2], options)
+        # With other rows than the model's it is not known what of the picture each is.
+        alike = all(map(operator.is_, *found)) and len(found[0]) == len(places)
+        known = places if alike else ()
+        swapped_key = run.swap(new_key, found[0], sigma, known)
+        swapped_value = run.swap(new_value, found[1], sigma, known)
+        if swapped_key is not None:
+            new_key, blending.blend = swapped_key.keys, swapped_key.blend
+        if swapped_value is not None:
+            new_value = swapped_value.values
+        return new_query, new_key, new_value
 
     return patch
 

@@ -1,0 +1,72 @@
+"""Which conditioning and which part of the picture each row of the U-Net's batch is of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import comfy.conds
+import torch
+from comfy.utils import repeat_to_batch_size
+
+
+class Place(NamedTuple):
+    """What a row is of; sizes in latent cells."""
+
+    number: int
+    """Of its conditioning in the sampling."""
+    latent: int
+    """Of its picture in the batch of latents."""
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def of_picture(number: int, latents: int, size: tuple[int, int]) -> RowPlaces:
+    """The rows of a conditioning that is of whole pictures (height, width)."""
+    return RowPlaces(torch.tensor([[number, latent, *size, 0, 0] for latent in range(latents)]))
+
+
+class RowPlaces(comfy.conds.CONDRegular):
+    """The :class:`Place` of each row as whole numbers (rows, 6).
+
+    An entry of ``model_conds``, so that ComfyUI cuts it to areas and windows of frames with what it
+    belongs to. Where a batch is put together it becomes a list, which stays on the CPU.
+    """
+
+    def process_cond(
+        self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any
+    ) -> RowPlaces:
+        """The rows of a call of the U-Net; ``area`` has the sizes, then where they begin."""
+        rows = repeat_to_batch_size(self.cond, batch_size)
+        if area is not None:
+            half = len(area) // 2
+            crop = [*area[half - 2 : half], *area[-2:]]
+            rows = torch.cat([rows[:, :2], rows.new_tensor([crop]).expand(len(rows), 4)], dim=1)
+        return self._copy_with(rows)
+
+    def concat(self, others: Sequence[RowPlaces]) -> list[Place]:
+        """The places of all rows of the batch."""
+        rows = torch.cat([self.cond, *(other.cond for other in others)])
+        return [Place(*row) for row in rows.tolist()]
+
+
+def found_in(pictures: torch.Tensor, row: torch.Tensor) -> Place | None:
+    """Where a row (channels, height, width) was cut out of ``pictures`` (latents, ...).
+
+    Latents have noise, so that their numbers tell the place. None where nothing of the pictures is
+    equal to the row, which then was changed after it was cut.
+    """
+    channels, (height, width) = pictures.shape[1], row.shape[-2:]
+    row = row[:channels]
+    rows, columns = (
+        whole - part + 1 for whole, part in zip(pictures.shape[-2:], (height, width), strict=True)
+    )
+    if rows <= 0 or columns <= 0 or len(row) != channels:
+        return None
+    corners = pictures[:, :, :rows, :columns] == row[:, :1, :1]
+    for latent, top, left in corners.all(1).nonzero().tolist():
+        if torch.equal(pictures[latent, :, top : top + height, left : left + width], row):
+            return Place(-1, latent, height, width, top, left)
+    return None

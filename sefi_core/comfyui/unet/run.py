@@ -1,0 +1,238 @@
+"""What is known in one sampling: the prompts of each row, and what their contexts become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...injection import (
+    EVERYWHERE,
+    Injection,
+    Part,
+    Row,
+    Segment,
+    pooled_swapped,
+    swapped,
+    variants,
+)
+from ...regions import resized
+from ...stages import stage_edges
+from ..base_model import model_sampling_of, training_sigmas
+from .blending import Blend
+from .conditioning import REGISTRY, Known, Marks, find, fingerprints
+from .places import Place, found_in
+
+logger = logging.getLogger(__name__)
+
+KEPT_BATCHES = 8
+"""Of contexts that were swapped; windows of frames have many, which take memory on the device."""
+
+
+class Contexts(NamedTuple):
+    """Of keys and of values, (rows, tokens, width) each; with a blend one part behind another."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    blend: Blend | None = None
+
+
+Places = Sequence[Place | None]
+"""What of the picture each row is, None where it is not known."""
+
+
+class Run:
+    """What is known in one sampling: ``own`` are the payloads of each conditioning's dict.
+
+    ``size`` is (height, width) of the latents.
+    """
+
+    def __init__(
+        self, model: ModelPatcher, own: Sequence[Sequence[Known]], size: tuple[int, int]
+    ) -> None:
+        self.size = size
+        self.latents: torch.Tensor | None = None
+        """Those of the current step, before they are scaled for the model."""
+        self.sampling = model_sampling_of(model)  # nodes may have changed it after Apply
+        self.sigmas = training_sigmas(self.sampling, model.model.model_config)
+        self.own = own
+        self._edges: dict[int, tuple[float, ...]] = {}
+        self._injections: dict[Known, Sequence[Injection]] = {}
+        self._rows: dict[tuple[int | None, torch.dtype, Marks], Row] = {}
+        self._moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shares: dict[Part, torch.Tensor] = {}
+        self._swapped: dict[tuple[object, ...], tuple[list[int], Contexts]] = {}
+        self._told = False
+        every = [known for group in own for known in group] + REGISTRY.all()
+        self.has_regions = any(
+            phase.get("parts") for known in every for phase in known.payload["phases"]
+        )
+        """Whether a prompt that may come up has identities with regions."""
+
+    def rows(self, contexts: torch.Tensor, numbers: Sequence[int] = ()) -> list[Row]:
+        """The known prompts of each row of a batch of contexts (rows, tokens, width).
+
+        ``numbers`` are of the rows' conditionings; where rows were added since, they say nothing.
+        """
+        marks = fingerprints(contexts)
+        known = numbers if len(numbers) == len(marks) else [None] * len(marks)
+        return [self._row(*pair, contexts.dtype) for pair in zip(known, marks, strict=True)]
+
+    def places(self, given: Sequence[Place], x: torch.Tensor, options: Mapping[str, Any]) -> Places:
+        """What of the picture each row of the U-Net's input is.
+
+        ``given`` are ComfyUI's. Rows that another pack has cut once more, into tiles, are looked
+        for in the latents.
+        """
+        size = tuple(x.shape[-2:])
+        if len(given) == len(x) and all((one.height, one.width) == size for one in given):
+            return given
+        found: Places = [None] * len(x)
+        if self.latents is not None:
+            scaled = self.sampling.calculate_input(options["sigmas"][:1], self.latents).to(x)
+            found = [found_in(scaled, row) for row in x]
+        if None in found and not self._told:
+            self._told = True
+            logger.info(
+                "SeFi Apply Identity: another node changed the part of the picture that the model "
+                "sees, and regions cannot be found in it: there identities act everywhere."
+            )
+        return found
+
+    def swap(
+        self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places = ()
+    ) -> Contexts | None:
+        """The contexts of keys and values at a noise level, None where they are not changed.
+
+        ``rows`` are the known prompts in them; without their ``places`` there are no regions. Most
+        batches of a sampling are alike, and made once.
+        """
+        acting = [segment.at(sigma) for row in rows for segment in row]
+        if not any(acting):
+            return None
+        # A row is one object for each context, so that its id tells the context.
+        batch = contexts.device, contexts.dtype, tuple(map(id, rows)), tuple(places)
+        state = list(map(id, acting))
+        if batch not in self._swapped or self._swapped[batch][0] != state:
+            while len(self._swapped) >= KEPT_BATCHES:
+                del self._swapped[next(iter(self._swapped))]
+            found = self._contexts(contexts, rows, sigma, places or [None] * len(rows))
+            self._swapped[batch] = state, found
+        return self._swapped[batch][1]
+
+    def swap_pooled(
+        self, vectors: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places
+    ) -> torch.Tensor:
+        """The vectors (rows, width) of a batch, which begin with the prompts' pooled outputs."""
+        parts = [
+            pooled_swapped(
+                vector,
+                row,
+                sigma,
+                lambda tensor: self._on_device_of(vectors, tensor),
+                self._share_at(place),
+            )
+            for vector, row, place in zip(
+                vectors.split(1), rows, places or [None] * len(rows), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def _contexts(
+        self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places
+    ) -> Contexts:
+        """What :meth:`swap` keeps; a row with fewer parts than another repeats its first."""
+        parts = []
+        for row, place in zip(rows, places, strict=True):
+            share_of = self._share_at(place)
+            parts.append(variants(row, sigma, share_of) if share_of else [(EVERYWHERE, None)])
+        count = max(map(len, parts))
+        keys, values = [], []
+        for context, row, of_row in zip(contexts.split(1), rows, parts, strict=True):
+            pairs = [
+                swapped(context, row, sigma, partial(self._on_device_of, contexts), choice)
+                for choice, _ in of_row
+            ]
+            pairs += pairs[:1] * (count - len(pairs))
+            keys.append(torch.cat([key for key, _ in pairs], dim=1))
+            values.append(torch.cat([value for _, value in pairs], dim=1))
+        blend = None
+        if count > 1:
+            size = next(share.shape for of_row in parts for _, share in of_row if share is not None)
+            shares = torch.zeros(count, len(rows), *size)
+            for number, of_row in enumerate(parts):
+                for part, (_, share) in enumerate(of_row):
+                    shares[part, number] = 1.0 if share is None else share
+            blend = Blend(shares)
+        return Contexts(torch.cat(keys), torch.cat(values), blend)
+
+    def _share_at(self, place: Place | None) -> Callable[[Part], torch.Tensor] | None:
+        """A part's share (height, width) of what a row sees."""
+        if place is None:
+            return None
+
+        def share_of(part: Part) -> torch.Tensor:
+            if part not in self._shares:
+                self._shares[part] = resized(part.share, self.size)
+            shares = self._shares[part]
+            rows = slice(place.top, place.top + place.height)
+            columns = slice(place.left, place.left + place.width)
+            return shares[place.latent % len(shares), rows, columns]
+
+        return share_of
+
+    def _row(self, number: int | None, marks: Marks, dtype: torch.dtype) -> Row:
+        place = number, dtype, marks
+        if place not in self._rows:
+            # Rows may have changed their places since they got their numbers.
+            every = [known for group in self.own for known in group]
+            candidates = every
+            if number is not None:
+                others = (known for known in every if known.tells)
+                candidates = [*self.own[number], *others]
+            self._rows[place] = [
+                Segment(
+                    start,
+                    start + len(known.marks(dtype)),
+                    self._injections_of(known),
+                    known.payload.get("pooled"),
+                )
+                for start, known in find(marks, dtype, candidates, REGISTRY)
+            ]
+        return self._rows[place]
+
+    def _injections_of(self, known: Known) -> Sequence[Injection]:
+        """A payload's phases with noise levels in the place of percents and stages."""
+        if known not in self._injections:
+            injections = []
+            for phase in known.payload["phases"]:
+                lowest = self.sampling.percent_to_sigma(phase["end_percent"])
+                highest = self.sampling.percent_to_sigma(phase["start_percent"])
+                for stage, stages in phase["stages"]:
+                    edges = (float("-inf"), *self._edges_of(stages), float("inf"))
+                    lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
+                roles = ("key", "value", "pooled")
+                contexts = (phase.get(role) for role in roles)
+                parts = [
+                    Part(*(part[role] for role in (*roles, "share")))
+                    for part in phase.get("parts", ())
+                ]
+                injections.append(Injection(lowest, highest, *contexts, parts))
+            self._injections[known] = injections
+        return self._injections[known]
+
+    def _edges_of(self, stages: int) -> tuple[float, ...]:
+        if stages not in self._edges:
+            self._edges[stages] = stage_edges(self.sigmas, stages)
+        return self._edges[stages]
+
+    def _on_device_of(self, like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """A payload's tensor on the device and of the type of ``like``, moved once per run."""
+        key = id(tensor), like.device, like.dtype
+        if key not in self._moved:
+            self._moved[key] = tensor, tensor.to(like)  # the first keeps its id taken
+        return self._moved[key][1]
