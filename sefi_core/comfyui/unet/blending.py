@@ -1,6 +1,6 @@
 """Cross-attention that is another one in each part of the picture.
 
-The contexts of all parts go through the projections behind one another, as one long context. Where
+All contexts of a batch, each once, go through the projections behind one another, as one row. Where
 the layer then attends, keys and values are cut up again, and what the same queries get from each is
 added up by the parts' shares of the place.
 """
@@ -20,11 +20,14 @@ class Blend:
     """The shares of the parts in each row of a batch, at the size of any layer.
 
     ``shares`` are (parts, rows, height, width) for what the model sees of the picture. A row that
-    has fewer parts has 0 for the rest; the first part counts in every row.
+    has fewer parts has 0 for the rest; the first part counts in every row. ``indices`` (parts,
+    rows) say which of the ``pieces`` contexts each of them attends to.
     """
 
-    def __init__(self, shares: torch.Tensor) -> None:
+    def __init__(self, shares: torch.Tensor, indices: torch.Tensor, pieces: int) -> None:
         self.shares = shares
+        self.pieces = pieces
+        self.indices = indices
         self.rows = [_rows_with(share) for share in shares]
         self._layers: dict[tuple[object, ...], torch.Tensor] = {}
 
@@ -54,13 +57,16 @@ class Blending:
             if blend is None:
                 return (previous or plain_attention)(q, k, v, options)
             shares = blend.of_layer(tuple(options["activations_shape"][-2:]), q)
-            parts = zip(
-                shares, blend.rows, k.chunk(len(shares), 1), v.chunk(len(shares), 1), strict=True
-            )
+            keys_of, values_of = (one[0].unflatten(0, (blend.pieces, -1)) for one in (k, v))
+            indices = blend.indices = blend.indices.to(q.device)
             output = torch.zeros_like(q)
-            for number, (share, rows, keys, values) in enumerate(parts):
+            for number, (share, rows, index) in enumerate(
+                zip(shares, blend.rows, indices, strict=True)
+            ):
+                seen_rows = rows if previous is None else slice(None)
+                keys, values = keys_of[index[seen_rows]], values_of[index[seen_rows]]
                 if previous is None:
-                    attention = plain_attention(q[rows], keys[rows], values[rows], options)
+                    attention = plain_attention(q[rows], keys, values, options)
                     output[rows].addcmul_(attention, share[rows])
                 else:  # it may know its rows by their order
                     seen = {**options, SHARE: Share(number, len(shares), share)}

@@ -34,7 +34,7 @@ KEPT_BATCHES = 8
 
 
 class Contexts(NamedTuple):
-    """Of keys and of values, (rows, tokens, width) each; with a blend one part behind another."""
+    """Of keys and of values, (rows, tokens, width) each; with a blend all pieces in one row."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -151,24 +151,27 @@ class Run:
             share_of = self._share_at(place)
             parts.append(variants(row, sigma, share_of) if share_of else [(EVERYWHERE, None)])
         count = max(map(len, parts))
-        keys, values = [], []
+        pieces: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        indices = []
         for context, row, of_row in zip(contexts.split(1), rows, parts, strict=True):
-            pairs = [
-                swapped(context, row, sigma, partial(self._on_device_of, contexts), choice)
-                for choice, _ in of_row
-            ]
-            pairs += pairs[:1] * (count - len(pairs))
-            keys.append(torch.cat([key for key, _ in pairs], dim=1))
-            values.append(torch.cat([value for _, value in pairs], dim=1))
-        blend = None
-        if count > 1:
-            size = next(share.shape for of_row in parts for _, share in of_row if share is not None)
-            shares = torch.zeros(count, len(rows), *size)
-            for number, of_row in enumerate(parts):
-                for part, (_, share) in enumerate(of_row):
-                    shares[part, number] = 1.0 if share is None else share
-            blend = Blend(shares)
-        return Contexts(torch.cat(keys), torch.cat(values), blend)
+            names = [(id(row), *map(id, choice.values())) for choice, _ in of_row]
+            for name, (choice, _) in zip(names, of_row, strict=True):
+                if name not in pieces:
+                    moved = partial(self._on_device_of, contexts)
+                    pieces[name] = swapped(context, row, sigma, moved, choice)
+            numbers = [list(pieces).index(name) for name in names]
+            indices.append(numbers + numbers[:1] * (count - len(numbers)))
+        keys, values = zip(*pieces.values(), strict=True)
+        if count == 1:
+            of_rows = [index for (index,) in indices]
+            return Contexts(*(torch.cat([of[n] for n in of_rows]) for of in (keys, values)))
+        size = next(share.shape for of_row in parts for _, share in of_row if share is not None)
+        shares = torch.zeros(count, len(rows), *size)
+        for number, of_row in enumerate(parts):
+            for part, (_, share) in enumerate(of_row):
+                shares[part, number] = 1.0 if share is None else share
+        blend = Blend(shares, torch.tensor(indices).T, len(pieces))
+        return Contexts(torch.cat(keys, dim=1), torch.cat(values, dim=1), blend)
 
     def _share_at(self, place: Place | None) -> Callable[[Part], torch.Tensor] | None:
         """A part's share (height, width) of what a row sees."""
