@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,10 +99,11 @@ def fingerprint(file: str) -> str:
     return hashlib.sha256(read_content(find_file(file)).data).hexdigest()
 
 
-def check_file_name(file_name: str) -> None:
-    """Raise :class:`SeFiError` if :func:`save_identity` would refuse ``file_name``."""
+def check_file_name(file_name: str, folder: Path | None = None) -> None:
+    """Raise :class:`SeFiError` if :func:`save_identity`, or :func:`save_content` into ``folder``,
+    would refuse ``file_name``."""
     if file_name:
-        _target(_save_folder(), file_name)
+        _target(folder or _save_folder(), file_name)
 
 
 def check_saveable_name(name: str) -> None:
@@ -131,9 +132,30 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
     or ``if_exists`` is refused, something else than a file is to be overwritten or the disk cannot
     take the file.
     """
+    return save_content(
+        _save_folder(),
+        file_name or identity.name,
+        to_bytes(identity),
+        if_exists,
+        f"the identity {identity.name}",
+        lambda path: _holds(path, identity),
+    )
+
+
+def save_content(
+    folder: Path,
+    file_name: str,
+    content: bytes,
+    if_exists: str,
+    called: str,
+    holds: Callable[[Path], bool],
+) -> Path:
+    """Save a safetensors file into a folder as :func:`save_identity` does, and return the path.
+
+    ``called`` is what it is in errors, and ``holds`` whether a file has this content already.
+    """
     check_choice("if_exists", if_exists, IF_EXISTS)
-    target = _target(_save_folder(), file_name or identity.name)
-    content = to_bytes(identity)
+    target = _target(folder, file_name)
     try:
         make_folder(target.parent)
         for path in _numbered(target):
@@ -141,7 +163,7 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
                 write_whole(path, content)
                 return path
             except FileExistsError as error:
-                if _holds(path, identity):
+                if holds(path):
                     remove_leftovers(path.parent)
                     return path
                 if if_exists == "error":
@@ -154,7 +176,7 @@ def save_identity(identity: Identity, file_name: str = "", if_exists: str = "new
                 return path
     except OSError as error:
         raise SeFiError(
-            f"the identity {identity.name} could not be saved as {target} "
+            f"{called} could not be saved as {target} "
             f"({error.strerror or error}): {_remedy(error)}; it is not lost, queue again to save it"
         ) from error
     raise AssertionError("the numbers never end")

@@ -25,7 +25,7 @@ FREE_TEXTS = (
 
 THUMBNAIL = "modelspec.thumbnail"
 
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2-768-v",
     "sdxl": "stable-diffusion-xl-v1-base",
@@ -43,7 +43,7 @@ def shown_metadata(identity: Identity) -> dict[str, str]:
     shown = {
         "modelspec.title": identity.name,
         "modelspec.architecture": (
-            f"{_ARCHITECTURES.get(identity.family, identity.family)}/sefi-identity"
+            f"{ARCHITECTURES.get(identity.family, identity.family)}/sefi-identity"
         ),
         "modelspec.description": _description(identity),
         "modelspec.trigger_phrase": identity.placeholder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import SeFiError
 from ..images import pixels_of, rgb_tensor
@@ -60,3 +60,17 @@ def picture_in(thumbnail: bytes) -> torch.Tensor:
 def media_type(thumbnail: bytes) -> str:
     """``"image/png"`` or ``"image/jpeg"``."""
     return "image/png" if thumbnail.startswith(_PNG_SIGNATURE) else "image/jpeg"
+
+
+def side_by_side(left: bytes, right: bytes) -> bytes:
+    """A JPEG with the middle squares of two thumbnails beside each other."""
+    half = THUMBNAIL_SIDE // 2
+    both = Image.new("RGB", (2 * half, half))
+    for number, thumbnail in enumerate((left, right)):
+        picture = Image.fromarray(picture_in(thumbnail).numpy())
+        both.paste(
+            ImageOps.fit(picture, (half, half), Image.Resampling.LANCZOS), (number * half, 0)
+        )
+    content = io.BytesIO()
+    both.save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return content.getvalue()

@@ -22,7 +22,7 @@ FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggi
 ROOMS = (
     {"encoder_training"},
     {"learning", "likeness", "prompt_score"},
-    {"face_encoders"},
+    {"face_encoders", "embedding_files"},
     {"apply", "attention_maps", "faces", "library"},
     {"methods"},
     {"clip"},
