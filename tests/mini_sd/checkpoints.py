@@ -1,15 +1,23 @@
-"""The shipped checkpoints of the miniatures, by family; needs no ComfyUI."""
+"""The checkpoints of the miniatures, by family; needs no ComfyUI."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from .editions import EDITION
+
 _FOLDER = Path(__file__).parent
-CHECKPOINTS = {
-    "sd1": _FOLDER / "mini_sd.safetensors",
-    "sdxl": _FOLDER / "mini_sdxl.safetensors",
-}
+_FILES = {"sd1": "mini_sd.safetensors", "sdxl": "mini_sdxl.safetensors"}
+SHIPPED = {family: _FOLDER / file for family, file in _FILES.items()}
+"""Those of the first world."""
+BUILD = _FOLDER.parents[1] / "build"
+CHECKPOINTS = (
+    SHIPPED
+    if EDITION.number == 1
+    else {family: BUILD / "mini_sd_2" / file for family, file in _FILES.items()}
+)
+"""Those of this process's world."""
 
 FACE_ENCODER = Path(__file__).with_name("face_encoder.safetensors")
 """Of the drawn world, for the first miniature; ``make encoder-mini`` makes it."""

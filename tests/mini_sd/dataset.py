@@ -17,16 +17,20 @@ import torch
 import torch.nn.functional as F
 
 from . import render, world
+from .editions import EDITION, FIRST, SECOND, Edition
+from .parts import part_of
 
 CONTEXT_LENGTH = 77
 START, END = 49406, 49407
-SLOT_WORDS = ("slot0", "slot1")
-SLOT_IDS = (49404, 49405)  # the last two merges of the vocabulary: no caption uses them
+SLOT_WORDS = ("slot0", "slot1", "slot2")
+SLOT_IDS = (49404, 49405, 49403)  # late merges of the vocabulary: no caption uses them
+ACTORS = 3
 
 # What a token is about: its own region of the picture, and its own class.
-ROLES = ("none", "subject", "expression", "eyes", "object", "scene", "place")
+ROLES = ("none", "subject", "expression", "eyes", "object", "scene", "place", "style")
 _EXPRESSION_WORDS = set(world.EXPRESSIONS[1:])
 _OBJECT_WORDS = set(world.OBJECTS[1:])
+_PLACE_WORDS = {"left", "right", "middle"}
 _SCENE_WORDS = set(world.SCENE_WORDS.values())
 
 
@@ -47,7 +51,7 @@ def _tokenizer():
 
 @dataclass
 class Captions:
-    """Token ids (N, 77), the role of every token and the actor it belongs to (0 or 1)."""
+    """Token ids (N, 77), the role of every token and the actor it belongs to (0, 1 or 2)."""
 
     ids: torch.Tensor
     roles: torch.Tensor
@@ -74,8 +78,10 @@ def encode_captions(captions: list[str], subjects: list[list[str]]) -> Captions:
                 role = "object"
             elif word in _SCENE_WORDS:
                 role = "scene"
-            elif word in world.PLACES:
+            elif word in _PLACE_WORDS:
                 role = "place"
+            elif word in world.STYLE_WORDS:
+                role = "style"
             for token in word_ids(word):
                 ids[row, column] = token
                 roles[row, column] = ROLES.index(role)
@@ -88,18 +94,20 @@ def encode_captions(captions: list[str], subjects: list[list[str]]) -> Captions:
 class Dataset:
     """Pictures (N, 3, 128, 128) uint8 with everything that is known about them.
 
-    ``looks`` (N, 2, IDENTITY_DIM) and ``kinds`` (N, 2) describe up to two actors, with kind -1
-    where there is none; ``said`` (N, 2, 4) are expression, eyes, object and place; ``scenes``
-    (N,); ``regions`` (N, 2, 3, 16, 16) the share of each latent cell that is head, body and
-    object of an actor, in [0, 255].
+    ``looks`` (N, 3, IDENTITY_DIM), ``marks`` (N, 3, MARK_DIM) and ``kinds`` (N, 3) describe up to
+    three actors, with kind -1 where there is none; ``said`` (N, 3, 4) are expression, eyes, object
+    and place; ``scenes`` and ``styles`` (N,); ``regions`` (N, 3, 3, 16, 16) the share of each
+    latent cell that is head, body and object of an actor, in [0, 255].
     """
 
     pictures: torch.Tensor
     looks: torch.Tensor
+    marks: torch.Tensor
     kinds: torch.Tensor
     named: torch.Tensor
     said: torch.Tensor
     scenes: torch.Tensor
+    styles: torch.Tensor
     regions: torch.Tensor
     ids: torch.Tensor
     roles: torch.Tensor
@@ -119,19 +127,21 @@ class Dataset:
 class Cast:
     """Chooses who plays: named people, people of the class word, people in a slot."""
 
-    def __init__(self, named: float = 0.45, slot: float = 0.33):
-        self.named, self.slot = named, slot
-        self.known = {kind: list(world.named_looks(kind).items()) for kind in ("person", "robot")}
+    def __init__(self, named: float = 0.45, slot: float = 0.33, edition: Edition = EDITION):
+        self.named, self.slot, self.edition = named, slot, edition
+        self.known = {
+            kind: list(world.named_looks(kind, edition).items()) for kind in ("person", "robot")
+        }
         self.slots = 0
 
     def __call__(self, rng: np.random.Generator, kind: str):
         draw = rng.random()
         if draw < self.named:
             return self.known[kind][rng.integers(len(self.known[kind]))]
-        look = world.random_look(rng, kind)
+        look = world.random_look(rng, kind, self.edition)
         if draw < self.named + self.slot:
             self.slots += 1
-            return SLOT_WORDS[(self.slots - 1) % 2], look
+            return SLOT_WORDS[(self.slots - 1) % ACTORS], look
         return world.CLASS_WORDS[kind], look
 
 
@@ -143,7 +153,7 @@ def make_dataset(count: int, seed: int, cast: Cast | None = None) -> Dataset:
     def shots():
         for _ in range(count):
             cast.slots = 0
-            yield world.random_shot(rng, cast)
+            yield world.random_shot(rng, cast, edition=cast.edition)
 
     return _dataset(shots(), rng)
 
@@ -151,32 +161,61 @@ def make_dataset(count: int, seed: int, cast: Cast | None = None) -> Dataset:
 TWINS, SHOTS_EACH = 4, 4
 
 
-def make_families(count: int, seed: int) -> tuple[Dataset, torch.Tensor]:
+def make_families(
+    count: int, seed: int, edition: Edition = EDITION
+) -> tuple[Dataset, torch.Tensor]:
     """Pictures of ``count`` families of ``TWINS`` individuals that share hair and skin.
 
-    Returns the pictures, ``SHOTS_EACH`` of every individual one after the other, and who is in
-    each, (N,).
+    In the second world the last one shares all but the marks with the first, and half of the
+    pictures are cut out of ones with two or three actors. Returns the pictures, ``SHOTS_EACH`` of
+    every individual one after the other, and who is in each, (N,).
     """
     rng = np.random.default_rng(seed)
 
     def shots():
         for _ in range(count):
             kind = "robot" if rng.random() < 0.15 else "person"
-            first = world.random_look(rng, kind)
+            first = world.random_look(rng, kind, edition)
             family = [first, *(world.twin_look(first, rng) for _ in range(TWINS - 1))]
+            if edition is not FIRST:
+                family[-1] = world.double_look(first, rng)
             for look in family:
                 for _ in range(SHOTS_EACH):
-                    yield world.random_shot(rng, lambda *_, who=look: (who.kind, who), pairs=0.0)
+                    yield _shot_with(look, rng, edition)
 
     people = torch.arange(count * TWINS).repeat_interleave(SHOTS_EACH)
-    return _dataset(shots(), rng), people
+    return _dataset(shots(), rng, parts=edition is not FIRST), people
 
 
-def _dataset(shots: Iterable[world.Shot], rng: np.random.Generator) -> Dataset:
+def _shot_with(look: world.Look, rng: np.random.Generator, edition: Edition) -> world.Shot:
+    """A picture whose first actor looks so; anyone may be beside them."""
+    waiting = [look]
+
+    def cast(rng, kind):
+        who = waiting.pop() if waiting else world.random_look(rng, kind, edition)
+        return who.kind, who
+
+    return world.random_shot(rng, cast, _FAMILY_SHARES[edition.number], edition)
+
+
+_FAMILY_SHARES = {1: (1.0, 0.0, 0.0), 2: (0.5, 0.3, 0.2)}
+
+
+def _part(shot: world.Shot, picture: np.ndarray) -> np.ndarray:
+    """The first actor's part of a picture (3, 128, 128) uint8."""
+    tensor = torch.from_numpy(picture.copy()).movedim(0, -1)[None].float() / 255
+    part = part_of(tensor, len(shot.actors), shot.actors[0].place)
+    return (255 * part[0]).round().byte().movedim(-1, 0).numpy()
+
+
+def _dataset(shots: Iterable[world.Shot], rng: np.random.Generator, parts: bool = False) -> Dataset:
+    """Everything about the shots; with ``parts`` only the first actor's part of each is shown."""
     columns: dict[str, list] = {f.name: [] for f in fields(Dataset)}
     captions, subjects = [], []
     for shot in shots:
         _describe(shot, rng, columns, captions, subjects)
+        if parts:
+            columns["pictures"][-1] = _part(shot, columns["pictures"][-1])
     encoded = encode_captions(captions, subjects)
     columns.update(ids=encoded.ids, roles=encoded.roles, actors=encoded.actors)
     return Dataset(
@@ -189,26 +228,29 @@ def _dataset(shots: Iterable[world.Shot], rng: np.random.Generator) -> Dataset:
 
 def _describe(shot: world.Shot, rng, columns, captions, subjects) -> None:
     rendering = render.render(shot)
-    looks = np.zeros((2, world.IDENTITY_DIM), np.float32)
-    kinds, named = np.full(2, -1, np.int64), np.zeros(2, np.int64)
-    said = np.zeros((2, 4), np.int64)
-    regions = np.zeros((2, 3, 16, 16), np.uint8)
+    looks = np.zeros((ACTORS, world.IDENTITY_DIM), np.float32)
+    marks = np.zeros((ACTORS, world.MARK_DIM), np.float32)
+    kinds, named = np.full(ACTORS, -1, np.int64), np.zeros(ACTORS, np.int64)
+    said = np.zeros((ACTORS, 4), np.int64)
+    regions = np.zeros((ACTORS, 3, 16, 16), np.uint8)
     for i, actor in enumerate(shot.actors):
-        looks[i] = actor.look.code
+        looks[i], marks[i] = actor.look.code, actor.look.mark_code
         kinds[i] = ("person", "robot").index(actor.look.kind)
         named[i] = actor.word not in world.CLASS_WORDS
         said[i] = (
             world.EXPRESSIONS.index(actor.expression),
             int(actor.eyes_closed),
             world.OBJECTS.index(actor.holds),
-            world.PLACES.index(actor.place),
+            SECOND.places.index(actor.place) if shot.places_said else 0,
         )
         for j, name in enumerate(render.REGIONS):
             mask = torch.from_numpy(rendering.regions[i][name].astype(np.float32))
             regions[i, j] = F.avg_pool2d(mask[None, None], 8)[0, 0].round().numpy()
     for name, value in (
-        ("pictures", rendering.picture.transpose(2, 0, 1)), ("looks", looks), ("kinds", kinds),
+        ("pictures", rendering.picture.transpose(2, 0, 1)), ("looks", looks), ("marks", marks),
+        ("kinds", kinds),
         ("named", named), ("said", said), ("scenes", np.int64(world.SCENES.index(shot.scene))),
+        ("styles", np.int64(SECOND.styles.index(shot.style))),
         ("regions", regions),
     ):  # fmt: skip
         columns[name].append(value)

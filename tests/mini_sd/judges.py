@@ -2,9 +2,9 @@
 
 The identity judge gives an embedding, compared by cosine. As face recognisers do, it learns from
 pictures of the same individual against pictures of others, the hardest of which share hair and
-skin. The attribute judge classifies scene, object, expression and eyes. They are outputs of one
-small network, which halves the cost of training them; a third output, the look's code, only helps
-it learn. Pictures are as samplers make them, (B, 128, 128, 3) in [0, 1].
+skin. The attribute judge classifies scene, object, expression, eyes and style. They are
+outputs of one small network, which halves the cost of training them; a third output, the look's
+code, only helps it learn. Pictures are as samplers make them, (B, 128, 128, 3) in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from torch import nn
 
 from ...sefi_core import evaluation
 from . import world
+from .checkpoints import CHECKPOINTS
+from .editions import EDITION
+from .parts import part_of
 
-WEIGHTS = Path(__file__).parent / "judges.safetensors"
+WEIGHTS = CHECKPOINTS["sd1"].with_name("judges.safetensors")
+SHIPPED_WEIGHTS = Path(__file__).parent / "judges.safetensors"
+"""The first world's."""
 EMBEDDING_DIM = 64
 TEMPERATURE = 0.1
 ATTRIBUTES = {
@@ -29,6 +34,7 @@ ATTRIBUTES = {
     "eyes": ("open", "closed"),
     "object": world.OBJECTS,
     "scene": world.SCENES,
+    **({"style": world.STYLES} if len(world.STYLES) > 1 else {}),
 }
 
 
@@ -82,6 +88,10 @@ class Judges:
         """Identity embeddings (B, EMBEDDING_DIM) of unit length."""
         return F.normalize(self._outputs(pictures)[0], dim=-1)
 
+    def part_embeddings(self, pictures: torch.Tensor, count: int, place: str) -> torch.Tensor:
+        """Identity embeddings of who is at a place of pictures with ``count`` actors."""
+        return self.identity_embeddings(part_of(pictures, count, place))
+
     def identity_similarity(self, pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """ID (B,) of each picture, of the person whom the reference pictures show."""
         return evaluation.identity_similarity(
@@ -119,7 +129,8 @@ def _channels_first(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _sizes() -> list[int]:
-    return [EMBEDDING_DIM, world.IDENTITY_DIM, *(len(values) for values in ATTRIBUTES.values())]
+    code = world.IDENTITY_DIM + (world.MARK_DIM if EDITION.marked else 0)
+    return [EMBEDDING_DIM, code, *(len(values) for values in ATTRIBUTES.values())]
 
 
 def _split(outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -132,6 +143,15 @@ def load_judges(path: Path = WEIGHTS) -> Judges:
     net = JudgeNet()
     net.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
     return Judges(net.eval())
+
+
+def grown_judges() -> JudgeNet:
+    """A network that has learned what the first world's judges know, but its last layer."""
+    net, state = JudgeNet(), safetensors.torch.load_file(SHIPPED_WEIGHTS)
+    own = net.state_dict()
+    known = {k: v.to(own[k]) for k, v in state.items() if own[k].shape == v.shape}
+    net.load_state_dict({**own, **known})
+    return net
 
 
 def save_judges(net: JudgeNet, path: Path = WEIGHTS) -> None:
@@ -152,9 +172,10 @@ def judge_step(net: JudgeNet, data, rows, people, round_trip) -> torch.Tensor:
     pictures = pictures + 0.02 * torch.randn_like(pictures)
     embedding, code, *scores = _split(net(pictures))
     said = data.said[rows, 0]
-    targets = (said[:, 0], said[:, 1], said[:, 2], data.scenes[rows])
-    loss = 20 * (code - data.looks[rows, 0]).square().mean() + _contrast(embedding, people)
-    for score, target in zip(scores, targets, strict=True):
+    targets = (said[:, 0], said[:, 1], said[:, 2], data.scenes[rows], data.styles[rows])
+    looks = torch.cat([data.looks[rows, 0], data.marks[rows, 0]], dim=-1)[:, : code.shape[1]]
+    loss = 20 * (code - looks).square().mean() + _contrast(embedding, people)
+    for score, target in zip(scores, targets, strict=False):  # the first world has no styles
         loss = loss + F.cross_entropy(score, target, label_smoothing=0.02)
     return loss
 

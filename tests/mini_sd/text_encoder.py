@@ -15,7 +15,8 @@ from torch import nn
 
 from . import world
 from .architecture import Encoder, Family
-from .dataset import END, ROLES, SLOT_IDS, Dataset, word_ids
+from .dataset import ACTORS, END, ROLES, SLOT_IDS, Dataset, word_ids
+from .editions import EDITION
 
 RIDGE = 1e-2
 
@@ -55,12 +56,13 @@ class TrainedEncoder(nn.Module):
         sizes = {
             "subject": world.IDENTITY_DIM,
             "kind": 2,
-            "actor": 2,
+            "actor": ACTORS,
             "expression": len(world.EXPRESSIONS),
             "eyes": 2,
             "object": len(world.OBJECTS),
             "place": len(world.PLACES),
             "scene": len(world.SCENES),
+            "style": len(world.STYLES),
         }
 
         def heads() -> nn.ModuleDict:
@@ -69,15 +71,33 @@ class TrainedEncoder(nn.Module):
         self.word_heads, self.sentence_heads = heads(), heads()
         if encoder.layer != -1:  # the last layer trains on the pooled output alone
             self.pooled_heads = heads()
+        if EDITION.marked:
+            seen = world.IDENTITY_DIM + world.MARK_DIM
+            self.mark_embedding = _small_network(seen, encoder.width)
+            self.mark_head = _small_network(encoder.width, world.MARK_DIM)
 
-    def look_embeddings(self, looks: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, width) of people who look so, whether or not they have a name."""
+    def look_embeddings(
+        self, looks: torch.Tensor, kinds: torch.Tensor, marks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeddings (..., width) of people who look so, whether or not they have a name.
+
+        Looks count linearly. What marks add is no linear function of them, and differs with the
+        rest of the look.
+        """
         names = self.transformer.get_input_embeddings().weight[self.name_ids]
         codes = torch.cat([looks, F.one_hot(kinds.clamp(min=0), 2).to(looks)], dim=-1)
-        return codes @ (self.fit @ names)
+        embeddings = codes @ (self.fit @ names)
+        if marks is None or not EDITION.marked:
+            return embeddings
+        added = self.mark_embedding(torch.cat([looks, marks], dim=-1))
+        return embeddings + names.detach().std() * added
 
     def forward(
-        self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        looks: torch.Tensor,
+        kinds: torch.Tensor,
+        marks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """States (B, L, width) and pooled output (B, width) of token ids (B, L), padded by END.
 
@@ -85,9 +105,9 @@ class TrainedEncoder(nn.Module):
         """
         padded = torch.where(behind_end(ids), self.encoder.padding, ids)
         embeddings = self.transformer.get_input_embeddings()(padded.long())
-        slots = self.look_embeddings(looks, kinds)  # (B, 2, width)
+        slots = self.look_embeddings(looks, kinds, marks)  # (B, actors, width)
         spread = slots.detach().std() * 0.1
-        for i, slot in enumerate(SLOT_IDS):
+        for i, slot in enumerate(SLOT_IDS[: slots.shape[1]]):
             noisy = slots[:, i] + spread * torch.randn_like(slots[:, i])
             embeddings = torch.where((ids == slot)[..., None], noisy[:, None], embeddings)
         model = self.transformer.text_model
@@ -105,6 +125,10 @@ class TrainedEncoder(nn.Module):
         ) if self.encoder.projected else pooled
 
 
+def _small_network(width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, outputs))
+
+
 def behind_end(ids: torch.Tensor) -> torch.Tensor:
     """Where token ids (B, L) are padding: everything behind the first END."""
     ended = (ids == END).cumsum(dim=1)
@@ -120,10 +144,16 @@ class Words(nn.ModuleDict):
         )
 
     def forward(
-        self, ids: torch.Tensor, looks: torch.Tensor, kinds: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        looks: torch.Tensor,
+        kinds: torch.Tensor,
+        marks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the U-Net sees: context (B, L, D), and pooled output or ``None``."""
-        outputs = [(encoder(ids, looks, kinds), encoder.encoder) for encoder in self.values()]
+        outputs = [
+            (encoder(ids, looks, kinds, marks), encoder.encoder) for encoder in self.values()
+        ]
         pooled = [output for (_, output), encoder in outputs if encoder.projected]
         context = torch.cat([states for (states, _), _ in outputs], dim=-1)
         return context, torch.cat(pooled, dim=-1) if pooled else None
@@ -145,7 +175,8 @@ def text_step(
         data.scenes[rows].to(device),
         data.named[rows].to(device),
     )
-    states, pooled = words(ids, looks, kinds)
+    marks, styles = data.marks[rows].to(device), data.styles[rows].to(device)
+    states, pooled = words(ids, looks, kinds, marks)
     looks = looks * named[..., None]  # the class word means nobody in particular
 
     loss = states.new_zeros(())
@@ -159,11 +190,17 @@ def text_step(
         if role == "subject":
             loss = loss + 5 * F.mse_loss(heads["subject"](state), looks[row, actor])
             loss = loss + F.cross_entropy(heads["kind"](state), kinds[row, actor].clamp(min=0))
+            known = named[row, actor] == 1
+            if EDITION.marked and known.any():
+                told = words.mark_head(state[known])
+                loss = loss + 5 * F.mse_loss(told, marks[row, actor][known])
         elif role == "scene":
             loss = loss + F.cross_entropy(heads["scene"](state), scenes[row])
+        elif role == "style":
+            loss = loss + F.cross_entropy(heads["style"](state), styles[row])
         else:
             loss = loss + F.cross_entropy(heads[role](state), said[row, actor, fields[role]])
-        if role != "scene":
+        if role not in ("scene", "style"):
             loss = loss + 0.5 * F.cross_entropy(heads["actor"](state), actor)
 
     ends = (ids == END).cumsum(dim=1).clamp(max=1).to(states)
@@ -174,6 +211,8 @@ def text_step(
     for sentence, heads in summaries:
         loss = loss + 3 * F.mse_loss(heads["subject"](sentence), looks[:, 0])
         loss = loss + 0.5 * F.cross_entropy(heads["scene"](sentence), scenes)
+        if EDITION.marked:
+            loss = loss + 0.5 * F.cross_entropy(heads["style"](sentence), styles)
         for name, field in fields.items():
             loss = loss + 0.5 * F.cross_entropy(heads[name](sentence), said[:, 0, field])
     return loss

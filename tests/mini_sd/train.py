@@ -6,7 +6,9 @@ its state in ``build/mini_sd`` (``build/mini_sd_sdxl``) and goes on where it was
 PART`` runs one, ``--minutes PART=M`` changes a budget. Without such a state it goes on from the
 shipped checkpoint (text encoder and latent space stay), unless ``--fresh`` is given: then allow
 three hours on two cores. Afresh the U-Net of SDXL starts from the first miniature's, where parts
-have the same shape.
+have the same shape. ``--world 2`` makes a miniature of the second drawn world, in
+``build/mini_sd_2`` (``build/mini_sd_2_sdxl``): its text encoder, U-Net, TAESD and judges start
+from the shipped ones.
 """
 
 from __future__ import annotations
@@ -21,24 +23,26 @@ from pathlib import Path
 if __name__ == "__main__":  # as a file, whose package and ComfyUI are still to be found
     __package__ = "sefi_ide.tests.mini_sd"
     tools = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "comfyui.py"))
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--world", choices=("1", "2"), default=os.environ.get("WORLD") or "1")
+    os.environ["WORLD"] = chosen.parse_known_args()[0].world  # read where the package is imported
     tools["start"](cpu=True, prefix="sefi-mini-sd-")
 
 import safetensors.torch
 import torch
 
-from ...tools.comfyui import REPOSITORY
 from . import architecture, autoencoder, judges, text_encoder, unet, warm_start
 from .architecture import Family
-from .checkpoints import CHECKPOINTS
+from .checkpoints import BUILD, CHECKPOINTS, SHIPPED
 from .dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
+from .editions import EDITION, FIRST
 from .framing import random_framing
 from .training_loop import train
 
 log = logging.getLogger("mini_sd")
 
-BUILD = REPOSITORY / "build"
-DATA = BUILD / "mini_sd"
-LINEAR = CHECKPOINTS["sd1"].with_name("linear.safetensors")
+DATA = BUILD / ("mini_sd" if EDITION is FIRST else f"mini_sd_{EDITION.number}")
+LINEAR = SHIPPED["sd1"].with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 4
 FAMILIES = 1200
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
@@ -62,28 +66,41 @@ class Maker:
         text_encoder.allow_backward()
         self.family, self.minutes, self.half = family, minutes, half
         self.device = torch.device(device)
-        self.build = DATA if family is architecture.SD1 else BUILD / f"mini_sd_{family.name}"
+        self.build = (
+            DATA if family is architecture.SD1 else DATA.with_name(f"{DATA.name}_{family.name}")
+        )
         self.generator = torch.Generator().manual_seed(1)
         self.modules = family.build_modules()
         self.words = text_encoder.Words(
             family, {k: self.modules[k].requires_grad_(True) for k in family.encoders}
         )
         self.unet, self.taesd = self.modules["unet"], self.modules["vae"]
-        shipped = CHECKPOINTS[family.name]
-        self.resumed = shipped.exists() and not fresh
-        if self.resumed:
+        shipped = SHIPPED[family.name]
+        self.grows = EDITION is not FIRST
+        """Whether all but the latent space is learned on, from the shipped checkpoint."""
+        self.resumed = shipped.exists() and not fresh and not self.grows
+        if self.resumed or self.grows:
             family.load(self.modules, safetensors.torch.load_file(shipped))
-        self.shared = family is not architecture.SD1 or self.resumed
+        self.shared = family is not architecture.SD1 or self.resumed or self.grows
         """Whether autoencoders and judges are those that there are."""
         if self.shared:
             self.taesd.load_state_dict(self._first()["vae"].state_dict())
             self.taesd.vae_scale.data.fill_(1.0)
 
     def _first(self) -> dict[str, torch.nn.Module]:
-        """The modules of the shipped first miniature."""
+        """The modules of the first miniature: this world's where it is made, or the shipped one."""
+        made = CHECKPOINTS["sd1"] if CHECKPOINTS["sd1"].exists() else SHIPPED["sd1"]
         modules = architecture.SD1.build_modules()
-        architecture.SD1.load(modules, safetensors.torch.load_file(CHECKPOINTS["sd1"]))
+        architecture.SD1.load(modules, safetensors.torch.load_file(made))
         return modules
+
+    def _donor(self) -> tuple[Family, dict[str, torch.nn.Module]]:
+        """Family and modules that the U-Net starts from: of the world before, or of SD1."""
+        if not self.grows:
+            return architecture.SD1, self._first()
+        modules = self.family.build_modules()
+        self.family.load(modules, safetensors.torch.load_file(SHIPPED[self.family.name]))
+        return self.family, modules
 
     def data(self) -> Dataset:
         """All training pictures; drawn once."""
@@ -151,7 +168,8 @@ class Maker:
             return torch.stack(losses).sum()
 
         path = self.build / "text.pt"
-        train(words, step, path, self.minutes["text_encoder"], 2e-3, average=0.99)
+        rate = 5e-4 if self.grows else 2e-3
+        train(words, step, path, self.minutes["text_encoder"], rate, average=0.99)
         return words.requires_grad_(False).eval()
 
     def train_unet(self, data: Dataset) -> None:
@@ -172,25 +190,27 @@ class Maker:
 
     @torch.no_grad()
     def _start_unet(self, words: text_encoder.Words, data: Dataset) -> None:
-        """Start from the first miniature, whose text states are guessed from the new ones."""
-        first = self._first()
-        old = text_encoder.Words(architecture.SD1, first).eval()
+        """Start from another miniature, whose text states are guessed from the new ones."""
+        family, donor = self._donor()
+        old = text_encoder.Words(family, donor).eval()
         rows = torch.arange(CAPTIONS_OF_MAP)
         states = [
-            encoders.cpu()(data.ids[rows], data.looks[rows], data.kinds[rows])[0].flatten(0, 1)
-            for encoders in (old, words)
+            encoders.cpu()(data.ids[rows], data.looks[rows], data.kinds[rows], marks)[0].flatten(
+                0, 1
+            )
+            for encoders, marks in ((old, None), (words, data.marks[rows]))
         ]
         words.to(self.device)
         fitted = warm_start.context_map(*states)
         unexplained = (states[0] - states[1] @ fitted.T).var() / states[0].var()
-        share = warm_start.start_from(self.unet, first["unet"], fitted)
+        share = warm_start.start_from(self.unet, donor["unet"], fitted)
         log.info("%.2f of the U-Net copied, %.2f of the states unexplained", share, unexplained)
 
     def train_taesd(self) -> None:
         """TAESD's decoder, from the linear one on; its encoder stays linear."""
         linear, taesd = self.linear_autoencoder(), self.taesd.to(self.device)
         pictures = Dataset.load(DATA / "data0.pt").pictures
-        if not self.resumed:
+        if not (self.resumed or self.grows):
             autoencoder.as_taesd(linear, taesd)
         taesd.taesd_encoder.requires_grad_(False)
 
@@ -206,6 +226,8 @@ class Maker:
         linear, net = self.linear_autoencoder(), judges.JudgeNet()
         if self.resumed:
             net.load_state_dict(judges.load_judges().net.state_dict())
+        elif self.grows:
+            net = judges.grown_judges()
         net.to(self.device)
         data, people = make_families(FAMILIES, seed=200)
 
@@ -246,6 +268,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--family", choices=tuple(architecture.FAMILIES), default="sd1")
+    parser.add_argument("--world", choices=("1", "2"), help="the drawn world; 1 unless given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="one part: data, linear, text, unet, taesd, judges, export")
     parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")

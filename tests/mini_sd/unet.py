@@ -132,7 +132,10 @@ class UNetTask:
         regions[dropped] = float("nan")
         with torch.no_grad():
             context, pooled = self.words(
-                ids.to(device), self.data.looks[rows].to(device), self.data.kinds[rows].to(device)
+                ids.to(device),
+                self.data.looks[rows].to(device),
+                self.data.kinds[rows].to(device),
+                self.data.marks[rows].to(device),
             )
             conditioning = {}
             if pooled is not None:

@@ -1,12 +1,13 @@
 """What a picture is asked to show: wishes, and the shots that fulfil them.
 
-A wish maps some of ``scene``, ``object``, ``expression`` and ``eyes`` to what is prompted; the
-attribute judge of ``judges.py`` reads the same names.
+A wish maps some of ``scene``, ``object``, ``expression``, ``eyes`` and (in the second world)
+``style`` to what is prompted; the attribute judge of ``judges.py`` reads the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from . import render, world
 
 Wish = dict[str, str]
 
-PROMPTABLE = {
+PROMPTABLE: dict[str, tuple[str, ...]] = {
     "scene": world.SCENES[1:],
     "object": world.OBJECTS[1:],
     "expression": world.EXPRESSIONS[1:],
     "eyes": ("closed",),
+    **({"style": world.STYLES[1:]} if len(world.STYLES) > 1 else {}),
 }
 
 
@@ -39,7 +41,7 @@ def single_wishes() -> Iterator[Wish]:
 
 def shot_of(look: world.Look, word: str, wish: Wish, seed: int) -> world.Shot:
     """The shot that shows an individual, called ``word``, as wished."""
-    return world.solo(
+    shot = world.solo(
         look,
         word,
         seed=seed,
@@ -48,6 +50,7 @@ def shot_of(look: world.Look, word: str, wish: Wish, seed: int) -> world.Shot:
         eyes_closed=wish.get("eyes") == "closed",
         holds=wish.get("object", "none"),
     )
+    return replace(shot, style=wish.get("style", "photo"))
 
 
 def caption_of(wish: Wish, word: str, kind: str = "person") -> str:
