@@ -144,10 +144,11 @@ def pooled_swapped(
         if torch.equal(vector[:, :width], pooled):
             new = moved(injection.pooled)
             if share_of is not None and injection.parts:
-                new = sum(
+                of_parts = [
                     float(share_of(part).mean()) * moved(part.pooled)
                     for part in injection.parts
                     if part.pooled is not None
-                )
+                ]
+                new = torch.stack(of_parts).sum(0)
             return torch.cat([new, vector[:, width:]], dim=1)
     return vector

@@ -164,7 +164,9 @@ class Run:
         keys, values = zip(*pieces.values(), strict=True)
         if count == 1:
             of_rows = [index for (index,) in indices]
-            return Contexts(*(torch.cat([of[n] for n in of_rows]) for of in (keys, values)))
+            return Contexts(
+                torch.cat([keys[n] for n in of_rows]), torch.cat([values[n] for n in of_rows])
+            )
         size = next(share.shape for of_row in parts for _, share in of_row if share is not None)
         shares = torch.zeros(count, len(rows), *size)
         for number, of_row in enumerate(parts):
@@ -218,13 +220,15 @@ class Run:
                 for stage, stages in phase["stages"]:
                     edges = (float("-inf"), *self._edges_of(stages), float("inf"))
                     lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
-                roles = ("key", "value", "pooled")
-                contexts = (phase.get(role) for role in roles)
                 parts = [
-                    Part(*(part[role] for role in (*roles, "share")))
+                    Part(part["key"], part["value"], part["pooled"], part["share"])
                     for part in phase.get("parts", ())
                 ]
-                injections.append(Injection(lowest, highest, *contexts, parts))
+                injections.append(
+                    Injection(
+                        lowest, highest, phase["key"], phase["value"], phase.get("pooled"), parts
+                    )
+                )
             self._injections[known] = injections
         return self._injections[known]
 

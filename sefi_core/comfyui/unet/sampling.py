@@ -99,6 +99,7 @@ def diffusion_model(
         patches = transformer_options.get("patches", {})
         others = patches.get(PATCH, [])
         if contexts is not None or others:
+            unet: Any = executor.class_obj
             blending = Blending()
             patch = _swapping(run, sigma, context, contexts, others, places, blending)
             transformer_options = {**transformer_options, "patches": {**patches, PATCH: [patch]}}
@@ -107,7 +108,7 @@ def diffusion_model(
                 of_layers = replaced.get(REPLACE, {})
                 of_layers = of_layers | {
                     block: blending.attend(previous_patch(of_layers, block))
-                    for block in cross_attention_layers(executor.class_obj)
+                    for block in cross_attention_layers(unet)
                 }
                 transformer_options["patches_replace"] = {**replaced, REPLACE: of_layers}
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
