@@ -131,5 +131,5 @@ class SeFiLoadEmbedding(io.ComfyNode):
         with raised_by("SeFi Load Embedding"):
             check_input("file", file, TEXT)
             check_input("class_word", class_word, TEXT)
-            name = check_input("name", "" if name is None else name, TEXT)
-            return io.NodeOutput(embedding_files.load_embedding(file, name, class_word))
+            called = check_input("name", "" if name is None else name, TEXT)
+            return io.NodeOutput(embedding_files.load_embedding(file, called, class_word))

@@ -85,6 +85,6 @@ class SeFiMixIdentities(io.ComfyNode):
         with raised_by(DISPLAY_NAME):
             check_identity(first, "first")
             check_identity(second, "second")
-            name = check_input("name", "" if name is None else name, TEXT)
-            class_word = check_input("class_word", "" if class_word is None else class_word, TEXT)
-            return io.NodeOutput(mix(first, second, ratio_k, ratio_v, name, class_word))
+            called = check_input("name", "" if name is None else name, TEXT)
+            word = check_input("class_word", "" if class_word is None else class_word, TEXT)
+            return io.NodeOutput(mix(first, second, ratio_k, ratio_v, called, word))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 import folder_paths
 from comfy.sd1_clip import SDTokenizer
 
+from ..digest import file_digest
 from ..errors import SeFiError, quoted
 from ..identity.identity import Identity
 from ..identity.textual_inversion import PICKLES, SAFE, embedding_bytes, read_embedding
@@ -46,8 +46,7 @@ def fingerprint(file: str) -> str:
     """SHA-256 of the file: another whenever it has changed. Raises as :func:`find_embedding`."""
     path = find_embedding(file)
     try:
-        with open(path, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise SeFiError(f"the file {path} cannot be read: check that you may open it") from error
 

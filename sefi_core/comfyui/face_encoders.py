@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import comfy.model_management
 import folder_paths
 import torch
 
+from ..digest import file_digest
 from ..errors import SeFiError, quoted
 from ..face2diffusion.crops import Choice, Seen, around_head, as_input, found_in, seen_in
 from ..face2diffusion.expression import ExpressionModel
@@ -232,7 +232,7 @@ def _opened(files: tuple[Path, ...], stamps: tuple[object, ...]) -> OpenedEncode
     with torch.inference_mode(False):
         encoder = read_face_encoder(*files) if len(files) == 1 else read_published(*files)
     _check_predicts(encoder, files[0])
-    return OpenedEncoder(encoder, tuple((path.name, _sha256(path)) for path in files))
+    return OpenedEncoder(encoder, tuple((path.name, file_digest(path)) for path in files))
 
 
 def _check_predicts(encoder: FaceEncoder, path: Path) -> None:
@@ -274,11 +274,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     """Inode, size in bytes and time of the last change in nanoseconds."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        sha = hashlib.sha256()
-        while block := file.read(2**20):
-            sha.update(block)
-    return sha.hexdigest()
