@@ -2,7 +2,8 @@
 
 Prints one JSON object with the figures as its last line, and exits with 1 when a bar is
 missed. Everything is measured on seeds that training never saw, with ComfyUI's stock loader
-and sampler. ``SEED`` chooses others, ``FAMILY`` another miniature.
+and sampler. ``SEED`` chooses others, ``FAMILY`` another miniature, ``WORLD=2`` the ones of the
+second drawn world, which are also asked for people together, for styles and for marks.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import torch
 import torch.nn.functional as F
 
 from ...sefi_core import evaluation
-from . import world
+from . import check_crowds, world
 from .checkpoints import chosen_family
 from .dataset import Cast, make_dataset
+from .editions import EDITION, FIRST
 from .judges import Judges, load_judges
 from .runtime import MiniSDRuntime
 from .unet import AttentionRecorder, alphas_cumprod, word_regions
@@ -185,13 +187,19 @@ def main() -> int:
     figures |= check_prompts(mini, judges, seed)
     figures |= check_names(mini, judges, seed)
     figures |= nearest_training_identity(seed)
+    bars = dict(BARS)
+    if EDITION is not FIRST:
+        figures |= check_crowds.check_crowds(mini, judges, seed)
+        figures |= check_crowds.check_styles(mini, judges, seed)
+        figures |= check_crowds.check_marks(judges, seed)
+        bars |= check_crowds.BARS
     missed = [
         name
-        for name, (bar, side) in BARS.items()
+        for name, (bar, side) in bars.items()
         if (figures[name] < bar if side == "min" else figures[name] > bar)
     ]
     for name in missed:
-        log.error("missed: %s is %.3f, the bar is %s", name, figures[name], BARS[name][0])
+        log.error("missed: %s is %.3f, the bar is %s", name, figures[name], bars[name][0])
     sys.stdout.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
     return 1 if missed else 0
 
