@@ -17,10 +17,13 @@ NODES = {
     "SeFiPredictIdentity": "predict_identity",
     "SeFiSaveIdentity": "identity_files",
     "SeFiLoadIdentity": "identity_files",
+    "SeFiMixIdentities": "mix_identities",
     "SeFiApplyIdentity": "apply_identity",
     "SeFiAttentionMap": "attention_map",
     "SeFiLikeness": "likeness",
     "SeFiPromptScore": "prompt_score",
+    "SeFiExportEmbedding": "embedding_files",
+    "SeFiLoadEmbedding": "embedding_files",
 }
 """Node class (named like its node id) -> module of this package."""
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
+from sefi_ide.nodes.embedding_files import SeFiExportEmbedding, SeFiLoadEmbedding
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.likeness import SeFiLikeness
+from sefi_ide.nodes.mix_identities import SeFiMixIdentities
 from sefi_ide.nodes.predict_identity import SeFiLoadFaceEncoder, SeFiPredictIdentity
 from sefi_ide.nodes.prompt_score import SeFiPromptScore
 from sefi_ide.nodes.train_identities import SeFiTrainIdentities
@@ -98,6 +100,8 @@ def test_advanced_inputs_are_optional(encoder_folder):
     for node in (
         SeFiTrainIdentity,
         SeFiApplyIdentity,
+        SeFiMixIdentities,
+        SeFiLoadEmbedding,
         SeFiFaceMask,
         SeFiAttentionMap,
         SeFiLoadFaceEncoder,
@@ -209,7 +213,13 @@ def good_inputs(models, anna):
     model, clip, vae = models
     loaded = {"model": model, "clip": clip}
     return {
-        SeFiApplyIdentity: {**loaded, "identity": anna, "strength_k": 1.0, "strength_v": 1.0},
+        SeFiApplyIdentity: {
+            **loaded,
+            "identity": anna,
+            "strength_k": 1.0,
+            "strength_v": 1.0,
+            "stage_strengths": "1, 0.5",
+        },
         SeFiAttentionMap: {
             **loaded,
             "latent": {"samples": torch.zeros(1, 4, 8, 8)},
@@ -257,6 +267,16 @@ def good_inputs(models, anna):
             "likeness": (0.5,),
             "identity": anna,
         },
+        SeFiMixIdentities: {
+            "first": anna,
+            "second": anna,
+            "ratio_k": 0.5,
+            "ratio_v": 0.5,
+            "name": "",
+            "class_word": "",
+        },
+        SeFiExportEmbedding: {"identity": anna, "file_name": "", "if_exists": "error"},
+        SeFiLoadEmbedding: {"file": "anna.pt", "class_word": "person", "name": ""},
         SeFiLoadIdentity: {"file": "anna.safetensors", "name": ""},
         SeFiLoadFaceEncoder: {"file": "faces.safetensors", "mapping": "auto"},
         SeFiPredictIdentity: {

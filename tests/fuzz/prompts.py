@@ -74,7 +74,7 @@ def everything() -> Prompt:
         "6": node("SeFiLoadIdentity", file="bob.safetensors", name=""),
         "7": node(
             "SeFiApplyIdentity", model=["1", 0], clip=["1", 1], identity=["4", 0], strength_k=1.0,
-            strength_v=1.0, start_percent=0.0, end_percent=1.0,
+            strength_v=1.0, start_percent=0.0, end_percent=1.0, stage_strengths="0.5",
         ),
         "8": node(
             "SeFiApplyIdentity", model=["7", 0], clip=["7", 1], identity=["6", 0], strength_k=1.0,
@@ -104,6 +104,18 @@ def everything() -> Prompt:
             "SeFiApplyIdentity", model=["8", 0], clip=["8", 1], identity=["18", 0], strength_k=1.0,
             strength_v=1.0,
         ),
+        "22": node(
+            "SeFiMixIdentities", first=["4", 0], second=["6", 0], ratio_k=0.3, ratio_v=0.7,
+            name="", class_word="person",
+        ),
+        "23": node(
+            "SeFiExportEmbedding", identity=["4", 0], file_name="", if_exists="new number",
+        ),
+        "24": node("SeFiLoadEmbedding", file="bob.safetensors", class_word="person", name="dora"),
+        "25": node(
+            "SeFiExportEmbedding", identity=["22", 0], file_name="mix", if_exists="overwrite",
+        ),
+        "26": node("SeFiSaveIdentity", identity=["24", 0], file_name="", if_exists="overwrite"),
         "21": node("PreviewImage", images=["18", 1]),
         "16": node(
             "SeFiPromptScore", clip=["15", 0], clip_vision=["15", 1], images=["13", 0],
@@ -167,7 +179,8 @@ def prepared() -> Iterator[Callable[[random.Random], None]]:
         with server:
             bob = everything()
             bob["4"]["inputs"]["name"] = bob["5"]["inputs"]["file_name"] = "bob"
-            del bob["6"], bob["8"], bob["20"]
+            for name in ("6", "8", "20", "22", "24", "25", "26"):
+                del bob[name]
             bob["16"]["inputs"]["prompts"] = "a photo"
             bob["10"]["inputs"] |= {"model": ["1", 0], "clip": ["1", 1], "words": "photo",
                                     "prompt": "a photo"}  # fmt: skip

@@ -17,10 +17,13 @@ NODE_IDS = [
     "SeFiPredictIdentity",
     "SeFiSaveIdentity",
     "SeFiLoadIdentity",
+    "SeFiMixIdentities",
     "SeFiApplyIdentity",
     "SeFiAttentionMap",
     "SeFiLikeness",
     "SeFiPromptScore",
+    "SeFiExportEmbedding",
+    "SeFiLoadEmbedding",
 ]
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 
