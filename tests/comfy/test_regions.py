@@ -326,7 +326,7 @@ def setting_of_class_word(ours) -> World:
     return ours.plain
 
 
-def test_the_attention_map_is_the_sum_of_the_parts(regions):
+def test_the_attention_map_is_the_sum_of_the_parts(regions, family):
     ours = regions(anna=LEFT)
     latent = {"samples": noise(16, 16)}
     whole, nowhere = regions(), regions(anna=ZEROS)
@@ -340,7 +340,9 @@ def test_the_attention_map_is_the_sum_of_the_parts(regions):
     width = maps["ours"].shape[-1] // 2
     assert maps["ours"].shape == maps["whole"].shape
     expected = torch.cat([maps["whole"][..., :width], maps["nowhere"][..., width:]], dim=-1)
-    torch.testing.assert_close(maps["ours"], expected, rtol=1e-3, atol=1e-6)
+    # SDXL's pooled output, which is that of all parts together, tells every layer.
+    rtol = 2e-2 if family == "sdxl" else 1e-3
+    torch.testing.assert_close(maps["ours"], expected, rtol=rtol, atol=1e-6)
     assert difference(maps["whole"], maps["nowhere"]) > VISIBLE
 
 

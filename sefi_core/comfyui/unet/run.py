@@ -82,11 +82,17 @@ class Run:
         known = numbers if len(numbers) == len(marks) else [None] * len(marks)
         return [self._row(*pair, contexts.dtype) for pair in zip(known, marks, strict=True)]
 
-    def places(self, given: Sequence[Place], x: torch.Tensor, options: Mapping[str, Any]) -> Places:
+    def places(
+        self,
+        given: Sequence[Place],
+        x: torch.Tensor,
+        options: Mapping[str, Any],
+        rows: Sequence[Row] = (),
+    ) -> Places:
         """What of the picture each row of the U-Net's input is.
 
         ``given`` are ComfyUI's. Rows that another pack has cut once more, into tiles, are looked
-        for in the latents.
+        for in the latents. Where that fails and ``rows`` have regions, the log says so.
         """
         size = tuple(x.shape[-2:])
         if len(given) == len(x) and all((one.height, one.width) == size for one in given):
@@ -95,7 +101,10 @@ class Run:
         if self.latents is not None:
             scaled = self.sampling.calculate_input(options["sigmas"][:1], self.latents).to(x)
             found = [found_in(scaled, row) for row in x]
-        if None in found and not self._told:
+        regions = any(
+            injection.parts for row in rows for segment in row for injection in segment.injections
+        )
+        if regions and None in found and not self._told:
             self._told = True
             logger.info(
                 "SeFi Apply Identity: another node changed the part of the picture that the model "

@@ -92,7 +92,7 @@ def diffusion_model(
     if run is not None and context is not None:
         sigma = float(transformer_options["sigmas"].detach().flatten()[0])
         rows = run.rows(context, [place.number for place in given])
-        places = run.places(given, x, transformer_options) if run.has_regions else ()
+        places = run.places(given, x, transformer_options, rows) if run.has_regions else ()
         contexts = run.swap(context, rows, sigma, places)
         if contexts is not None and y is not None and len(y) == len(rows):
             y = run.swap_pooled(y, rows, sigma, places)
