@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -83,7 +84,7 @@ def test_templates_are_listed_and_served_with_thumbnails(server):
     listed = server.get("/workflow_templates")[PACK]
     assert sorted(listed) == [file.stem for file in WORKFLOWS]
     for file in WORKFLOWS:
-        url = f"/api/workflow_templates/{PACK}/{file.stem}"
+        url = f"/api/workflow_templates/{PACK}/{urllib.parse.quote(file.stem)}"
         assert server.get(url + ".json") == json.loads(file.read_text(encoding="utf-8"))
         assert server.get_bytes(url + ".jpg")[:2] == b"\xff\xd8"
         assert Image.open(file.with_suffix(".jpg")).width >= 200
