@@ -8,7 +8,6 @@ import json
 import struct
 import urllib.error
 import urllib.parse
-from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import pytest
@@ -91,7 +90,7 @@ def test_a_saved_file_is_told_on_the_node_and_is_in_the_lists_at_once(server, li
         "1": {"class_type": "SeFiLoadIdentity", "inputs": {"file": "people/anna.safetensors"}},
         "2": {"class_type": "SeFiSaveIdentity", "inputs": save},
     }
-    told, outputs = watched(server, prompt)
+    told, outputs = asyncio.run(run_watched(server, prompt))
     (text,) = outputs["2"]["text"]
     assert text == (
         "Saved as people/anna_3.safetensors. Write <anna> in prompts; to write <anna_3>, set name "
@@ -128,15 +127,9 @@ def test_an_unknown_placeholder_is_told_on_the_text_node_until_it_is_mended(serv
         ("a photo of <anna>", [" "]),
         ("a photo of (<anna>:1.2)", []),
     ):
-        shown, _ = watched(server, drawing(text))
+        shown, _ = asyncio.run(run_watched(server, drawing(text)))
         assert [node for node, _ in shown] == ["4"] * bool(told), (text, shown)
         assert all(part in shown[0][1] for part in told), (text, shown)
-
-
-def watched(server, prompt):
-    """:func:`run_watched` in a thread: the browser's tests have a running loop in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, run_watched(server, prompt)).result()
 
 
 async def run_watched(server, prompt):

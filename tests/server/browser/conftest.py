@@ -14,7 +14,9 @@ FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
 SCREENSHOTS = REPOSITORY / "output" / "screenshots"
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: as long as it runs, so does an event loop in this thread, and
+# tests that follow in the same process could not run one of their own.
+@pytest.fixture(scope="module")
 def browser():
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
