@@ -102,6 +102,7 @@ def test_the_list_keeps_out_of_the_way(page, prompt):
 
     keys.press("Control+,")
     page.get_by_placeholder(re.compile("Search")).last.fill("placeholders")
+    page.wait_for_timeout(1500)  # the dialog filters a moment after the typing
     setting = page.get_by_role("switch", name=re.compile("")).last
     with page.expect_response(f"**/settings/{SETTING}"):
         setting.click()
