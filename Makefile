@@ -57,12 +57,12 @@ test-browser: export OMP_NUM_THREADS := 1
 test-browser: setup
 	@$(VENV) -m pytest tests/server/browser $(ARGS)
 
-# FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 encoder-mini: setup
 	@$(VENV) -m benchmarks.encoder_mini
 
 bench-start: setup
 	@$(VENV) -m benchmarks.start
 
+# FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup
 	@$(VENV) -m benchmarks.full

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -235,7 +236,7 @@ class MappingTask(nn.Module):
         return noise_loss(made.output, made.target, made.face, weight, made.background)
 
     @torch.no_grad()
-    def validate(self, step: int, log: Log, draw: bool = True) -> None:
+    def validate(self, step: int, log: Log) -> None:
         """The noise loss of people who were kept out, on fixed noise, and a picture of one."""
         data = self._data[1]
         if data is None:
@@ -247,22 +248,15 @@ class MappingTask(nn.Module):
             for n in range(2)
         ]
         log.figures(step, validation_loss=sum(losses) / len(losses))
-        if draw:
-            checkpoint, _ = self._frozen
-            side = data.denoiser.latents.shape[-1] * 8
-            prompt = self.settings.validation_prompt.replace("<name>", self.plain.placeholder)
-            model, clip, vae = checkpoint
-            identity = self._identity_of(data, 0)
-            picture = sample_picture(model, clip, vae, identity, prompt, side)
-            log.picture(step, "predicted", picture)
+        (model, clip, vae), _ = self._frozen
+        side = data.denoiser.latents.shape[-1] * 8
+        prompt = self.settings.validation_prompt.replace("<name>", self.plain.placeholder)
+        identity = self._identity_of(data, 0)
+        log.picture(step, "predicted", sample_picture(model, clip, vae, identity, prompt, side))
 
     def _identity_of(self, data: _Data, row: int) -> Identity:
         found = self.mapping(data.features[row : row + 1].to(self.mapping.null_exp.device))
-        stages = [self.mapping.rows_of(found, 0, stage) for stage in range(self.settings.stages)]
-        keys, values = (
-            {name: torch.stack([one[name] for one in rows]) for name in rows[0]}
-            for rows in zip(*stages, strict=True)
-        )
+        keys, values = self.mapping.vectors_of(found)
         plain = self.plain
         return Identity(
             plain.name, plain.class_word, plain.family, keys, values,
@@ -309,8 +303,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises :class:`SeFiError` for a file without one of them.
     """
-    import comfy.sd
-
     with torch.inference_mode():
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
             str(path), output_vae=True, output_clip=True

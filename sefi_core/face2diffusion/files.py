@@ -55,13 +55,7 @@ class FaceEncoder:
         """
         features = self.encoder(faces.float()).mean(0, keepdim=True)
         found = self.mapping(features, None if expression is None else expression[None])
-        stages = range(max(output.stages for output in self.mapping.outputs))
-        of_stages = [self.mapping.rows_of(found, 0, stage) for stage in stages]
-        keys, values = (
-            {encoder: torch.stack([one[encoder] for one in rows]) for encoder in rows[0]}
-            for rows in zip(*of_stages, strict=True)
-        )
-        return keys, values
+        return self.mapping.vectors_of(found)
 
 
 def read_encoder(path: Path) -> tuple[nn.Module, EncoderShape]:

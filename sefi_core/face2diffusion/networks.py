@@ -237,6 +237,17 @@ class Mapping(nn.Module):
         )
         return (key, key) if all(output.role == "both" for output in self.outputs) else (key, value)
 
+    def vectors_of(
+        self, found: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The same of the first face in all stages, K and V as (stages, vectors, width)."""
+        stages = range(max(output.stages for output in self.outputs))
+        keys, values = (
+            {encoder: torch.stack([one[encoder] for one in rows]) for encoder in rows[0]}
+            for rows in zip(*(self.rows_of(found, 0, stage) for stage in stages), strict=True)
+        )
+        return keys, values
+
 
 class _Head(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:

@@ -27,6 +27,7 @@ from .train import (
     HALF_LOSS_SCALE,
     Lesson,
     learned_identity,
+    learning,
     lesson_of,
     looks_at_maps,
     seen_captions,
@@ -66,7 +67,6 @@ def train_identities(
     """
     check_diffusers()
     tell = tell or (lambda text: None)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     outcomes: list[Outcome] = []
     groups = [people[start : start + together] for start in range(0, len(people), together)]
     for number, group in enumerate(groups):
@@ -75,8 +75,7 @@ def train_identities(
             if on_step is not None:
                 on_step(number * settings.steps + done, len(groups) * settings.steps)
 
-        random_state = torch.random.fork_rng(devices=gpus)
-        with torch.inference_mode(False), torch.enable_grad(), random_state:
+        with learning():
             outcomes += _train_group(model, clip, vae, group, class_word, settings, tell, step)
     return outcomes
 

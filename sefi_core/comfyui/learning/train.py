@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -88,11 +88,7 @@ def train_identity(
     watcher = watcher or Watcher()
     watcher.phase(LOADING)
     check_diffusers()
-    # ComfyUI's samplers seed the global random state, which is not ours to change.
-    # With --cpu its CUDA part is not used, and reading it would start CUDA.
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    random_state = torch.random.fork_rng(devices=gpus)
-    with torch.inference_mode(False), torch.enable_grad(), random_state:
+    with learning():
         lesson = lesson_of(model, clip, vae, photos, name, class_word, settings, start)
         settings, first, (pictures, masks, sides) = lesson.settings, lesson.first, lesson.pictures
         prompt = expand_template(settings.templates[0], first.name)
@@ -193,6 +189,17 @@ def train_identity(
             comfy.model_management.interrupt_current_processing()  # nothing after the training
             report = text_picture("The report was cancelled.")
     return TrainingResult(identity, history, report, len(history) < settings.steps, drawn)
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Gradients in a node, which runs in inference mode; ends with the random state of before."""
+    # ComfyUI's samplers seed the global random state, which is not ours to change.
+    # With --cpu its CUDA part is not used, and reading it would start CUDA.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    random_state = torch.random.fork_rng(devices=gpus)
+    with torch.inference_mode(False), torch.enable_grad(), random_state:
+        yield
 
 
 class Lesson(NamedTuple):
