@@ -7,7 +7,7 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
 .PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos test-browser
-.PHONY: bench-quality bench-cost bench-full bench-start encoder-mini
+.PHONY: bench-quality bench-cost bench-full bench-start bench-together encoder-mini
 
 setup:
 	@bash tools/setup.sh
@@ -66,3 +66,6 @@ bench-start: setup
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup
 	@$(VENV) -m benchmarks.full
+
+bench-together: setup
+	@$(VENV) -m benchmarks.together

@@ -29,6 +29,14 @@ logger = logging.getLogger(__name__)
 BUILD = REPOSITORY / "build" / "encoder_mini"
 RESULT = FACE_ENCODER
 SETTINGS = REPOSITORY / "benchmarks" / "encoder_mini.json"
+FORMS: dict[str, dict[str, object]] = {
+    "two vectors": {},
+    "added to positions": {"position_free": False},
+    "K and V apart": {"keys_apart": True},
+    "five stages": {"stages": 5},
+    "five stages, K and V apart": {"stages": 5, "keys_apart": True},
+}
+"""What a mapping can predict; settings that differ from those of the shipped encoder."""
 PEOPLE, PHOTOS = 800, 10
 FIRST_SEED = 300_000
 """Of the people's looks; those of the miniature's training and of ``unseen_look`` are others."""
@@ -74,6 +82,23 @@ def train(settings: EncoderTraining, build: Path = BUILD) -> Path:
     checkpoint = Checkpoint(mini.model, mini.clip, mini.vae)
     train_mapping(photos, build, settings, checkpoint, on_step=tell("mapping"))
     return build / TRAINED
+
+
+def trained_form(name: str) -> Path:
+    """The encoder with a mapping of one of :data:`FORMS`; trained where there is none."""
+    changes = FORMS[name]
+    if not changes:
+        return RESULT
+    output = BUILD / name.replace(" ", "_").replace(",", "")
+    if not (output / TRAINED).is_file():
+        if (cache := BUILD / "cache").is_dir() and not output.exists():
+            shutil.copytree(cache, output / "cache")
+        photos = draw_people(BUILD / "photos")
+        mini = MiniSDRuntime()
+        checkpoint = Checkpoint(mini.model, mini.clip, mini.vae)
+        logger.info("training a mapping: %s", name)
+        train_mapping(photos, output, read_settings(SETTINGS, changes), checkpoint, RESULT)
+    return output / TRAINED
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from sefi_ide.tools.comfyui import REPOSITORY
 logger = logging.getLogger(__name__)
 
 Figures = dict[str, float]
-MEASURING = ("jobs", "lora", "measures", "methods", "subjects")
+MEASURING = ("encoder_mini", "jobs", "lora", "measures", "methods", "subjects")
 """The modules of this package that figures depend on."""
 
 

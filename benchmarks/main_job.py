@@ -3,8 +3,9 @@
 For every identity the quick-start workflow trains on one drawn portrait; then each prompt is
 drawn with the placeholder and with the class word. The identity judge compares the pictures with
 renders of the person, the attribute judge looks for what was prompted. ``FAMILY`` chooses the
-miniature (sd1 or sdxl), ``SEED`` people and prompts, ``IDENTITIES`` and ``PROMPTS`` how many. The
-last line is one JSON object; exits with 1 when a bar is missed.
+miniature (sd1 or sdxl), ``SEED`` people and prompts, ``IDENTITIES`` and ``PROMPTS`` how many. With
+``START=predicted`` the drawn world's face encoder predicts each identity and the training goes on
+from there. The last line is one JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from PIL import Image
 from sefi_ide.sefi_core import evaluation
 from sefi_ide.tests.mini_sd import world
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, chosen_family
 from sefi_ide.tests.mini_sd.judges import load_judges
 from sefi_ide.tests.mini_sd.wishes import Wish, caption_of, pictures_of, random_wish, shot_of
 from sefi_ide.tools import demo
@@ -46,6 +47,9 @@ def measure(
     rng = np.random.default_rng(10**6 + seed)
     wishes = [random_wish(rng) for _ in range(prompts)]
     prompt, checkpoint = demo.prompt_of(server, demo.WORKFLOWS[family]), CHECKPOINTS[family].name
+    if demo.starts_predicted():
+        server.add_model("face2diffusion", FACE_ENCODER.name, FACE_ENCODER)
+        demo.begin_at_prediction(prompt, FACE_ENCODER.name)
     adapted = _adapted(server, prompt, checkpoint, seed)
     plain = _pictures(server, adapted, wishes, f"a {CLASS_WORD}")
     rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}

@@ -26,12 +26,15 @@ from sefi_ide.sefi_core.learning.photos import Photo
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
-from .encoder_mini import RESULT as FACE_ENCODER
+from .encoder_mini import trained_form
 from .lora import apply_lora, train_lora
 
 LORA = "lora"
 ENCODER, REFINED = "face_encoder", "refined"
 """Predicted by the miniature's face encoder (:mod:`.encoder_mini`), and that trained on."""
+FORM = "form"
+"""Of a predicted identity, one of ``encoder_mini.FORMS``; goes with the settings that differ."""
+SHIPPED_FORM = "two vectors"
 _PLAIN = {"background_weight": 1.0, "captions": ()}
 _FREE = {"attention_weight": 0.0, "leak_weight": 0.0}
 _INVERSION = {"stages": 1, "parametrisation": "shared", **_FREE}
@@ -148,7 +151,8 @@ def learn_identity(
     """The identity that one of ``IDENTITY_METHODS``, :data:`ENCODER` or :data:`REFINED` makes."""
     start = None
     if method in (ENCODER, REFINED):
-        start = predict(photos, class_word)
+        overrides = dict(overrides)
+        start = predict(photos, class_word, overrides.pop(FORM, SHIPPED_FORM))
         if method == ENCODER:
             return start
     changed = {**IDENTITY_METHODS.get(method, {}), **overrides}
@@ -160,14 +164,14 @@ def learn_identity(
 
 
 @cache
-def face_encoder() -> OpenedEncoder:
-    """The trained encoder of the drawn world."""
-    return open_encoder([FACE_ENCODER])
+def face_encoder(form: str) -> OpenedEncoder:
+    """The trained encoder of the drawn world, with the mapping of a form."""
+    return open_encoder([trained_form(form)])
 
 
-def predict(photos: Sequence[Photo], class_word: str) -> Identity:
+def predict(photos: Sequence[Photo], class_word: str, form: str = SHIPPED_FORM) -> Identity:
     """The identity that the encoder sees in photos with masks."""
-    return predict_identity(face_encoder(), photos, Wish(PLACEHOLDER, class_word))[0]
+    return predict_identity(face_encoder(form), photos, Wish(PLACEHOLDER, class_word))[0]
 
 
 def _learn_lora(mini, photos, class_word, overrides, started) -> Learned:

@@ -5,8 +5,10 @@ from one photo; SeFi then trains on from there, or from the class word as ever. 
 at the class word to 1 at people whom the miniature knows by name.
 
 Settings from the environment: ``SEEDS`` ("1 2" by default), ``SUBJECTS`` of each seed (16),
-``PROMPTS`` (12); ``CURVE=1`` adds the curve of steps against ID(P), with textual inversion and LoRA
-beside, on ``CURVE_SUBJECTS`` (8) of the people. Finished work is kept in ``output/bench-start``.
+``PROMPTS`` (12). ``CURVE=1`` adds the curve of steps against ID(P), with textual inversion and LoRA
+beside, on ``CURVE_SUBJECTS`` (8) of the people; ``BESIDE`` ("targets forms") adds comparisons on
+``BESIDE_SUBJECTS`` (12): what the picture outside the mask should be, and what a mapping predicts
+(trained first where it is not, some minutes each). Finished work is kept in ``output/bench-start``.
 Writes ``results.json``, ``table.md`` and, with the curve, ``curve.png``. The last line is one JSON
 object; exits with 1 when a bar is missed.
 """
@@ -26,8 +28,9 @@ from sefi_ide.sefi_core.learning.settings import TrainingSettings
 from sefi_ide.tools.comfyui import REPOSITORY
 
 from .commit import measured_at
+from .encoder_mini import FORMS, trained_form
 from .jobs import Figures, Job, run_all
-from .methods import ENCODER, LORA, REFINED
+from .methods import ENCODER, FORM, LORA, REFINED
 from .plots import plot_steps
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,24 @@ TITLES = {
     "sefi": f"from the class word, {DEFAULTS.steps} steps (the defaults)",
     "named": "known by name",
 }
+TARGETS = {
+    "nothing": {},
+    "photo": {"background_weight": 1.0},
+    "class word": {"background_target": "class word"},
+}
+BESIDE = {
+    "targets": {
+        f"{title}; outside the mask: {target}": (method, changes)
+        for method, title in (("sefi", "defaults"), (REFINED, "predicted, refined"))
+        for target, changes in TARGETS.items()
+    },
+    "forms": {
+        f"{form}, {title}": (method, {FORM: form})
+        for form in FORMS
+        for method, title in ((ENCODER, "no training"), (REFINED, "refined"))
+    },
+}
+"""Comparisons, of rows as :data:`ROWS`; class word and named people are beside."""
 
 
 class Curve(NamedTuple):
@@ -82,6 +103,19 @@ def jobs_of(method: str, changes: Mapping, seeds: Sequence[int], subjects: int, 
         for number in range(subjects)
         for seed in seeds
     ]
+
+
+def measure(
+    wanted: Mapping[str, tuple[str, Mapping]], seeds: Sequence[int], subjects: int, prompts: int
+) -> dict[str, list[Figures]]:
+    """The figures of all people for rows as :data:`ROWS`."""
+    jobs = {
+        name: jobs_of(method, changes, seeds, subjects, prompts)
+        for name, (method, changes) in wanted.items()
+    }
+    by_subject = [job for same in zip(*jobs.values(), strict=True) for job in same]
+    done = run_all(by_subject, OUTPUT / "rows.jsonl")
+    return {name: [done[job.key] for job in part] for name, part in jobs.items()}
 
 
 def missed(rows: Mapping[str, Sequence[Figures]]) -> list[str]:
@@ -129,7 +163,8 @@ def markdown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for name, row in figures.items():
         cells = [evaluation.interval_text(row[figure]) for figure in ("id", "prompt", "id_p")]
         cells += [f"{row['lowest'][0]:.2f}", evaluation.interval_text(row["r"])]
-        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} | {row['seconds'][0]:.1f} |")
+        title = TITLES.get(name, name)
+        lines.append(f"| {title} | {' | '.join(cells)} | {row['seconds'][0]:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -159,21 +194,23 @@ def main() -> int:
     subjects = int(os.environ.get("SUBJECTS") or 16)
     prompts = int(os.environ.get("PROMPTS") or 12)
     commit = measured_at()
-    wanted = {
-        name: jobs_of(method, changes, seeds, subjects, prompts)
-        for name, (method, changes) in ROWS.items()
-    }
-    by_subject = [job for same in zip(*wanted.values(), strict=True) for job in same]
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    done = run_all(by_subject, OUTPUT / "rows.jsonl")
-    rows = {name: [done[job.key] for job in jobs] for name, jobs in wanted.items()}
+    rows = measure(ROWS, seeds, subjects, prompts)
     figures = summary(rows)
     page = (
         f"`SEEDS` {' '.join(map(str, seeds))}: {subjects * len(seeds)} people, {prompts} prompts, "
         f"one picture of each. {commit}\n\n{markdown(figures)}"
     )
-    (OUTPUT / "table.md").write_text(page, encoding="utf-8")
     result: dict = {"rows": figures}
+    for name in (os.environ.get("BESIDE") or "").split():
+        some = int(os.environ.get("BESIDE_SUBJECTS") or 12) // len(seeds)
+        if name == "forms":  # one after the other, before several processes want them
+            for form in FORMS:
+                trained_form(form)
+        ends = {end: ROWS[end] for end in ("class_word", "named")}
+        result[name] = summary(measure({**ends, **BESIDE[name]}, seeds, some, prompts))
+        page += f"\n### {name}, {some * len(seeds)} people\n\n{markdown(result[name])}"
+    (OUTPUT / "table.md").write_text(page, encoding="utf-8")
     if os.environ.get("CURVE"):
         some = int(os.environ.get("CURVE_SUBJECTS") or 8) // len(seeds)
         result["curves"] = curves(seeds, some, prompts)

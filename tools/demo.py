@@ -64,7 +64,7 @@ def main() -> None:
     picture = (
         upright(Path(photo).expanduser()) if photo else Image.fromarray(draw(seed, "portrait"))
     )
-    predicted = os.environ.get("START") == "predicted"
+    predicted = starts_predicted()
     if predicted and (given or family != "sd1"):
         raise SystemExit("START=predicted is for the miniature: leave out CKPT and FAMILY")
     shutil.rmtree(output, ignore_errors=True)
@@ -145,6 +145,14 @@ def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
                 "sampler_name": "euler",
                 "scheduler": "normal",
             }
+
+
+def starts_predicted() -> bool:
+    """Whether ``START`` in the environment asks for a face encoder's prediction."""
+    start = os.environ.get("START") or ""
+    if start not in ("", "predicted"):
+        raise SystemExit(f"START is {start}: leave it out, or set it to predicted.")
+    return start == "predicted"
 
 
 def begin_at_prediction(prompt: Prompt, encoder: str) -> None:

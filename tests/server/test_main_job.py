@@ -9,11 +9,15 @@ import os
 import subprocess
 import sys
 
+import pytest
 from sefi_ide.tools.comfyui import REPOSITORY
 
 
-def test_unseen_people_are_learned_and_drawn_as_prompted():
-    environment = {"SEED": "3", **os.environ, "IDENTITIES": "4", "PROMPTS": "6"}
+@pytest.mark.parametrize(("start", "people"), [("", "4"), ("predicted", "2")])
+def test_unseen_people_are_learned_and_drawn_as_prompted(start, people):
+    environment = {
+        "SEED": "3", **os.environ, "IDENTITIES": people, "PROMPTS": "6", "START": start
+    }  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.main_job"],
         cwd=REPOSITORY,
