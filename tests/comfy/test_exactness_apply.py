@@ -307,9 +307,10 @@ def test_hundreds_of_prompts_do_not_pile_up(loaded, word, strength_k, monkeypatc
     ((context, extra),) = encode(clip, "<anna>")
     payload = extra[CONDITIONING_KEY][0]
     (phase,) = payload["phases"]
-    tensors = {id(t): t.nbytes for t in (payload["base"], phase["key"], phase["value"])}
-    size = sum(tensors.values())
-    assert size == context.nbytes * 2  # the V prompt of one stage is the base
+    contexts = payload["base"], phase["key"], phase["value"], payload["word"]["context"]
+    size = sum({id(t): t.nbytes for t in contexts}.values())
+    # The V prompt of one stage is the base, and K without strength the class word's.
+    assert size == context.nbytes * (3 if strength_k else 2)
     registry = Registry(unused_bytes=16 * size)
     monkeypatch.setattr(encoding, "REGISTRY", registry)
     for number in range(100):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from math import floor
@@ -323,6 +323,21 @@ class _Prompt:
         value, pooled = self.encode_with(self.replacements("value", stages))
         return {"key": key, "value": value, "pooled": pooled}
 
+    def class_word(self, names: Container[str]) -> dict[str, Any]:
+        """The prompt with class words, and where in it these identities' placeholders are."""
+        contexts = self.contexts({})
+        places = {
+            place
+            for chunks in self.tokens.values()
+            for place, item in enumerate(items_of(chunks))
+            if isinstance(item, PlaceholderToken) and item.name in names
+        }
+        return {
+            "context": contexts["value"],
+            "pooled": contexts["pooled"],
+            "places": sorted(places),
+        }
+
     def tells(self, mean: Replacements) -> bool:
         """Whether the context of the mean vectors is another than the class word's."""
         return any(
@@ -387,6 +402,7 @@ def _payload(
         "pooled": base_pooled,
         "tells": prompt.tells(mean),
         "phases": phases,
+        "word": prompt.class_word(applied),
     }
 
 

@@ -16,7 +16,9 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
   dicts of these three, one for each set of identities that act together somewhere, and ``share``
   (masks, height, width), how much of each place of the picture it is; a batch of masks is for the
   pictures of a batch, in turn. The phase's own three are of all identities, for when the part of
-  the picture that the model sees is not known.
+  the picture that the model sees is not known;
+- ``word``, which payloads of older versions lack: the prompt with class words, its ``context`` and
+  ``pooled`` as above, and the ``places`` of the placeholders' tokens in it.
 
 It travels in the conditioning's dict as a list under ``CONDITIONING_KEY``. Some nodes drop that
 dict or pair it with another context, so a payload counts only where its base context is found, and
@@ -85,6 +87,8 @@ class Known:
             parts = phase.get("parts", ())
             tensors += [one[role] for one in (phase, *parts) for role in ("key", "value")]
             tensors += [part["share"] for part in parts]
+        if word := self.payload.get("word"):
+            tensors.append(word["context"])
         return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
