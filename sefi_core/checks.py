@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from .errors import SeFiError, quoted
@@ -33,3 +34,25 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises :class:`SeFiError` unless an input is one of its choices."""
     if not isinstance(value, str) or value not in choices:
         raise SeFiError(f"{name} is {quoted(value)}: choose one of {', '.join(choices)}")
+
+
+def parse_numbers(name: str, text: str, most: int, example: str) -> tuple[float, ...]:
+    """The first ``most`` numbers of an input's list; none for an empty text.
+
+    Between them stand commas (Chinese ones too) or, without any comma, spaces and lines. Raises
+    :class:`SeFiError`, which gives the ``example``, for anything else.
+    """
+    if not text.strip():
+        return ()
+    commas = re.search("[,，]", text)
+    parts = re.split("[,，]", text) if commas else text.split()
+    numbers = []
+    for part in parts[:most]:
+        try:
+            numbers.append(float(part.strip()))
+        except ValueError:
+            raise SeFiError(
+                f"{name} has {quoted(part.strip())} where a number is needed: write numbers with "
+                f'commas between them, such as "{example}"'
+            ) from None
+    return tuple(numbers)

@@ -6,18 +6,17 @@ least noisy one; see :mod:`.stages`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from .checks import check_number
-from .errors import SeFiError, quoted
+from .checks import check_number, parse_numbers
+from .errors import SeFiError
 
 MAX_ENTRIES = 100
 """As many as an identity may have stages."""
 
 LEAST, MOST = -100.0, 100.0
 
-_EXAMPLE = 'write numbers with commas between them, such as "1, 1, 0.6, 0.4, 0.4"'
+_EXAMPLE = "1, 1, 0.6, 0.4, 0.4"
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
@@ -27,11 +26,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
     :class:`SeFiError` for anything else, for numbers outside :data:`LEAST` to :data:`MOST`, and for
     more than :data:`MAX_ENTRIES`.
     """
-    if not text.strip():
-        return ()
-    commas = re.search("[,，]", text)
-    parts = re.split("[,，]", text) if commas else text.split()
-    return checked_strengths(tuple(_number(part.strip()) for part in parts[: MAX_ENTRIES + 1]))
+    return checked_strengths(parse_numbers("stage_strengths", text, MAX_ENTRIES + 1, _EXAMPLE))
 
 
 def checked_strengths(entries: Sequence[float]) -> tuple[float, ...]:
@@ -60,12 +55,3 @@ def strengths_of_stages(entries: Sequence[float], stages: int) -> tuple[float, .
             "one entry for each stage or fewer"
         )
     return tuple(entries[place * len(entries) // stages] for place in reversed(range(stages)))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SeFiError(
-            f"stage_strengths has {quoted(text)} where a number is needed: {_EXAMPLE}"
-        ) from None

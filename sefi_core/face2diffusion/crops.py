@@ -74,6 +74,11 @@ def seen_in(photo: Photo, kind: str, detector: Detector, choice: Choice, name: s
     return Seen(aligned_face(photo.picture, face), head_square(face, 0, _size(photo.picture)))
 
 
+def face_in(photo: Photo, detector: Detector, choice: Choice, name: str) -> Face:
+    """The face that is meant in a photo, with its five points; see :func:`seen_in`."""
+    return _chosen(photo, found_in(photo.picture, detector), choice, name, "aligned")
+
+
 def found_in(picture: torch.Tensor, detector: Detector) -> list[Face]:
     """The faces of a picture (H, W, 3) in [0, 1] that have five points to align them by.
 
@@ -85,10 +90,10 @@ def found_in(picture: torch.Tensor, detector: Detector) -> list[Face]:
     return [face for face in faces if _can_be_aligned(face)]
 
 
-def aligned_face(picture: torch.Tensor, face: Face) -> torch.Tensor:
-    """The face of a picture (H, W, 3) in [0, 1], aligned, (112, 112, 3) in [0, 1]."""
+def aligned_face(picture: torch.Tensor, face: Face, side: int = SIDE) -> torch.Tensor:
+    """The face of a picture (H, W, 3) in [0, 1], aligned, (side, side, 3) in [0, 1]."""
     assert face.points is not None  # as found_in has seen
-    return torch.from_numpy(aligned(pixels_of(picture).numpy(), face.points)).float() / 255
+    return torch.from_numpy(aligned(pixels_of(picture).numpy(), face.points, side)).float() / 255
 
 
 def square_of_mask(mask: torch.Tensor) -> Square:

@@ -42,17 +42,17 @@ def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarra
     )
 
 
-def aligned(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The face with these five points (5, 2) as an aligned picture (112, 112, 3), uint8.
+def aligned(picture: np.ndarray, points: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """The face with these five points (5, 2) as an aligned picture (side, side, 3), uint8.
 
     ``picture`` is RGB (height, width, 3), uint8; what lies outside it is black. A face that is
     large in the picture is averaged, not sampled here and there. Raises ``ValueError`` for points
     that are all in one place.
     """
-    forward = similarity(points)
+    forward = similarity(points, TEMPLATE * (side / SIDE))
     scale = float(np.hypot(*forward[:, 0]))
     back = np.linalg.inv(np.vstack([forward, [0, 0, 1]]))[:2]
-    corners = np.array([[0, 0, 1], [SIDE, 0, 1], [0, SIDE, 1], [SIDE, SIDE, 1]]) @ back.T
+    corners = np.array([[0, 0, 1], [side, 0, 1], [0, side, 1], [side, side, 1]]) @ back.T
     height, width = picture.shape[:2]
     left, top = (max(0, floor(low) - 2) for low in corners.min(0))
     right, bottom = (
@@ -60,20 +60,23 @@ def aligned(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
         for length, high in zip((width, height), corners.max(0), strict=True)
     )
     if left >= right or top >= bottom:
-        return np.zeros((SIDE, SIDE, 3), np.uint8)
+        return np.zeros((side, side, 3), np.uint8)
     region = torch.from_numpy(picture[top:bottom, left:right].copy())
     planes = region.movedim(-1, 0)[None].float()
     if scale < 1:
         size = [max(1, round(length * scale)) for length in planes.shape[2:]]
         planes = F.interpolate(planes, size, mode="bilinear", antialias=True, align_corners=False)
-    grid = torch.from_numpy(_grid(back, (left, top), (right - left, bottom - top))).float()
+    extent = right - left, bottom - top
+    grid = torch.from_numpy(_grid(back, (left, top), extent, side)).float()
     found = F.grid_sample(planes, grid[None], mode="bilinear", align_corners=False)
     return found[0].movedim(0, -1).clamp(0, 255).round().to(torch.uint8).numpy()
 
 
-def _grid(back: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def _grid(
+    back: np.ndarray, corner: tuple[int, int], size: tuple[int, int], side: int
+) -> np.ndarray:
     """Where each pixel of the aligned face lies in the region, as ``grid_sample`` counts: -1 is the
     region's left or upper edge, 1 the opposite one."""
-    columns, rows = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    columns, rows = np.meshgrid(np.arange(side), np.arange(side))
     places = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ back.T
     return (places + 0.5 - corner) / size * 2 - 1

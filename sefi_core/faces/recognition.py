@@ -94,8 +94,8 @@ class FaceEncoder:
         self._session = _open(path, use_gpu)
         self._input = self._session.get_inputs()[0].name
 
-    def embed(self, face: np.ndarray) -> np.ndarray:
-        """The embedding (D,) of length 1 of an aligned RGB face (112, 112, 3), uint8.
+    def features(self, face: np.ndarray) -> np.ndarray:
+        """What the model says of an aligned RGB face (112, 112, 3), uint8: numbers (D,).
 
         Raises :class:`SeFiError` when the model gives no embedding.
         """
@@ -105,11 +105,15 @@ class FaceEncoder:
             (found,) = self._session.run(None, {self._input: planes})
         except Exception as error:
             raise _broken(self.path, error) from error
-        embedding = np.asarray(found, dtype=np.float64).reshape(-1)
-        length = float(np.linalg.norm(embedding))
-        if not np.isfinite(length) or length == 0:
+        features = np.asarray(found, dtype=np.float64).reshape(-1)
+        if not np.isfinite(features).all() or not features.any():
             raise _broken(self.path, "its embedding is not a number")
-        return embedding / length
+        return features
+
+    def embed(self, face: np.ndarray) -> np.ndarray:
+        """The embedding (D,) of length 1, as :meth:`features`."""
+        features = self.features(face)
+        return features / np.linalg.norm(features)
 
 
 def without_weight_inputs(model: bytes) -> bytes:
