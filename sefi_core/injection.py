@@ -3,7 +3,8 @@
 ComfyUI's blocks offer four places to change what a row attends to: the contexts that keys and
 values come from (``attn2_patch``), an attention beside the text's (``attn2_output_patch``), where a
 token acts (an ``attn2_replace`` around what is there), and a companion row (``attn1_patch``). An
-:class:`Injection` is of the first place, with the pooled output that goes with its contexts.
+:class:`Injection` is of the first place, with the pooled output that goes with its contexts; a
+:class:`Beside` of the second.
 """
 
 from __future__ import annotations
@@ -44,6 +45,25 @@ class Injection:
     def acts_at(self, sigma: float) -> bool:
         """Whether a noise level is one of its own; both ends are."""
         return self.lowest <= sigma <= self.highest
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """An attention beside the text's, between two percents of a sampling, from 0 to 1.
+
+    ``Attn(Q, K_text, V_text) + strength * region * Attn(Q, K', V')``, or without ``with_text`` the
+    second alone. ``layers`` has K' and V' for a transformer block (part, number, index), each
+    (2, tokens, channels): the first is for conditionings, the second for negative ones. ``region``
+    (masks, height, width) is of the whole picture, one mask for each of a batch in turn; None is
+    everywhere.
+    """
+
+    layers: Mapping[tuple[str, int, int], tuple[torch.Tensor, torch.Tensor]]
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    region: torch.Tensor | None = None
+    with_text: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,3 +70,24 @@ def found_in(pictures: torch.Tensor, row: torch.Tensor) -> Place | None:
         if torch.equal(pictures[latent, :, top : top + height, left : left + width], row):
             return Place(-1, latent, height, width, top, left)
     return None
+
+
+def rows_in(
+    given: Sequence[Place],
+    x: torch.Tensor,
+    sampling: Any,
+    latents: torch.Tensor | None,
+    sigmas: torch.Tensor,
+) -> Sequence[Place | None]:
+    """What of the picture each row of the U-Net's input (rows, channels, height, width) is.
+
+    ``given`` are ComfyUI's. Rows that another pack has cut once more, into tiles, are looked for in
+    the step's ``latents``, scaled for the model by ``sampling``; None where they are not found.
+    """
+    size = tuple(x.shape[-2:])
+    if len(given) == len(x) and all((one.height, one.width) == size for one in given):
+        return given
+    if latents is None:
+        return [None] * len(x)
+    pictures = sampling.calculate_input(sigmas[:1], latents).to(x)
+    return [found_in(pictures, row) for row in x]

@@ -25,7 +25,7 @@ from ...stages import stage_edges
 from ..base_model import model_sampling_of, training_sigmas
 from .blending import Blend
 from .conditioning import REGISTRY, Known, Marks, find, fingerprints
-from .places import Place, found_in
+from .places import Place, rows_in
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class Run:
         self._injections: dict[Known, Sequence[Injection]] = {}
         self._rows: dict[tuple[int | None, torch.dtype, Marks], Row] = {}
         self._moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._shares: dict[Part, torch.Tensor] = {}
+        self._shares: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._blends: list[Blend] = []
         self._swapped: dict[tuple[object, ...], tuple[list[int], Contexts]] = {}
         self._told = False
         every = [known for group in own for known in group] + REGISTRY.all()
@@ -94,13 +95,7 @@ class Run:
         ``given`` are ComfyUI's. Rows that another pack has cut once more, into tiles, are looked
         for in the latents. Where that fails and ``rows`` have regions, the log says so.
         """
-        size = tuple(x.shape[-2:])
-        if len(given) == len(x) and all((one.height, one.width) == size for one in given):
-            return given
-        found: Places = [None] * len(x)
-        if self.latents is not None:
-            scaled = self.sampling.calculate_input(options["sigmas"][:1], self.latents).to(x)
-            found = [found_in(scaled, row) for row in x]
+        found = rows_in(given, x, self.sampling, self.latents, options["sigmas"])
         regions = any(
             injection.parts for row in rows for segment in row for injection in segment.injections
         )
@@ -181,8 +176,16 @@ class Run:
         for number, of_row in enumerate(parts):
             for part, (_, share) in enumerate(of_row):
                 shares[part, number] = 1.0 if share is None else share
-        blend = Blend(shares, torch.tensor(indices).T, len(pieces))
+        blend = self._blend(shares, torch.tensor(indices).T, len(pieces))
         return Contexts(torch.cat(keys, dim=1), torch.cat(values, dim=1), blend)
+
+    def _blend(self, shares: torch.Tensor, indices: torch.Tensor, pieces: int) -> Blend:
+        """A blend of these; that of another stage, whose contexts alone are others, serves."""
+        for blend in self._blends:
+            if torch.equal(blend.shares, shares) and torch.equal(blend.indices.cpu(), indices):
+                return blend
+        self._blends = [*self._blends[1 - KEPT_BATCHES :], Blend(shares, indices, pieces)]
+        return self._blends[-1]
 
     def _share_at(self, place: Place | None) -> Callable[[Part], torch.Tensor] | None:
         """A part's share (height, width) of what a row sees."""
@@ -190,9 +193,10 @@ class Run:
             return None
 
         def share_of(part: Part) -> torch.Tensor:
-            if part not in self._shares:
-                self._shares[part] = resized(part.share, self.size)
-            shares = self._shares[part]
+            # Parts of all stages have the same shares.
+            if id(part.share) not in self._shares:
+                self._shares[id(part.share)] = part.share, resized(part.share, self.size)
+            shares = self._shares[id(part.share)][1]
             rows = slice(place.top, place.top + place.height)
             columns = slice(place.left, place.left + place.width)
             return shares[place.latent % len(shares), rows, columns]
