@@ -20,19 +20,19 @@ LEAST_SHARE = 1 / 512
 """A set whose share is nowhere more is left out: an 8-bit mask cannot say as little."""
 
 
-def region_of(mask: torch.Tensor | None) -> torch.Tensor | None:
+def region_of(mask: torch.Tensor | None, name: str = "region") -> torch.Tensor | None:
     """A MASK as (masks, height, width) in float32 on the CPU, from 0 to 1; None stays None.
 
-    Raises :class:`SeFiError` where values of it are not numbers.
+    Raises :class:`SeFiError`, with the input's ``name``, where values of it are not numbers.
     """
     if mask is None:
         return None
     planes = mask.detach().to("cpu", torch.float32).reshape(-1, *mask.shape[-2:])
     if len(planes) == 0:
-        raise SeFiError("region is a batch of no masks: connect a MASK, or disconnect it")
+        raise SeFiError(f"{name} is a batch of no masks: connect a MASK, or disconnect it")
     if not torch.isfinite(planes).all():
         raise SeFiError(
-            "region holds values that are not numbers (NaN): check the node that made the mask"
+            f"{name} holds values that are not numbers (NaN): check the node that made the mask"
         )
     return planes.clamp(0, 1)
 
