@@ -46,6 +46,8 @@ BARS = {
 }
 LEAK_TIMESTEPS = (200, 400, 600)
 GALLERY = 50
+DECODED = 100
+"""Pictures of each kind that the judges also see after the autoencoder, which takes longest."""
 
 
 def random_shots(count: int, rng: np.random.Generator, seed: int) -> tuple[list, list]:
@@ -68,14 +70,16 @@ def check_judges(mini: MiniSDRuntime, judges: Judges, seed: int) -> dict[str, fl
     rng = np.random.default_rng(seed)
     shots, truth = random_shots(300, rng, seed)
     fresh = pictures_of(shots)
+    seen = {"fresh": fresh, "decoded": mini.round_trip(fresh[:DECODED])}
     attributes = {
-        name: evaluation.prompt_share(judges.found(pictures, truth))
-        for name, pictures in (("fresh", fresh), ("decoded", mini.round_trip(fresh)))
+        name: evaluation.prompt_share(judges.found(pictures, truth[: len(pictures)]))
+        for name, pictures in seen.items()
     }
     pairs = _twin_pairs(200, rng, seed)
+    decoded = [mini.round_trip(pictures[:DECODED]) for pictures in pairs]
     identity = {}
-    for name, through in (("fresh", lambda x: x), ("decoded", mini.round_trip)):
-        a, same, other = (judges.identity_embeddings(through(p)) for p in pairs)
+    for name, sets in (("fresh", pairs), ("decoded", decoded)):
+        a, same, other = (judges.identity_embeddings(pictures) for pictures in sets)
         identity[name] = auc((a * same).sum(-1), (a * other).sum(-1))
     log.info("judges: attributes %s, identity %s", attributes, identity)
     return {

@@ -33,31 +33,43 @@ def crowd_of(
     return world.Shot(actors, scene, int(rng.integers(2**31)), places_said=said)
 
 
-def _gallery(judges: Judges, known: list[tuple[str, world.Look]], count: int, rng) -> torch.Tensor:
-    """What the judge sees of each of them in drawn pictures with ``count`` actors, (M, D)."""
-    prototypes = []
-    for person in known:
+def prototypes(
+    judges: Judges,
+    people: list[tuple[str, world.Look]],
+    count: int,
+    others: list[tuple[str, world.Look]],
+    rng: np.random.Generator,
+) -> torch.Tensor:
+    """What the judge sees of each of ``people`` in drawn pictures with ``count`` actors, (M, D).
+
+    Those beside them are some of ``others``.
+    """
+    found = []
+    for person in people:
         parts = []
         for n in range(REFERENCES):
             at = n % count
-            others = [known[i] for i in rng.integers(len(known), size=count - 1)]
-            shot = crowd_of([*others[:at], person, *others[at:]], rng)
+            beside = [others[i] for i in rng.integers(len(others), size=count - 1)]
+            shot = crowd_of([*beside[:at], person, *beside[at:]], rng)
             place = world.CROWDS[count][at]
             parts.append(judges.part_embeddings(pictures_of([shot]), count, place))
-        prototypes.append(evaluation.prototype(torch.cat(parts)))
-    return torch.stack(prototypes)
+        found.append(evaluation.prototype(torch.cat(parts)))
+    return torch.stack(found)
+
+
+def seen_at_places(judges: Judges, pictures: torch.Tensor, count: int) -> torch.Tensor:
+    """The identity embeddings (N, count, D) of who is where in N pictures, from left to right."""
+    return torch.stack(
+        [judges.part_embeddings(pictures, count, place) for place in world.CROWDS[count]], dim=1
+    )
 
 
 def recognised(
     judges: Judges, pictures: torch.Tensor, gallery: torch.Tensor, people: torch.Tensor
 ) -> torch.Tensor:
     """Who of ``people`` (N, count), from left to right, is taken for themselves, (N, count)."""
-    count = people.shape[1]
-    hits = [
-        (judges.part_embeddings(pictures, count, place) @ gallery.T).argmax(dim=-1) == own
-        for place, own in zip(world.CROWDS[count], people.T, strict=True)
-    ]
-    return torch.stack(hits, dim=1)
+    seen = seen_at_places(judges, pictures, people.shape[1])
+    return (seen @ gallery.T).argmax(dim=-1) == people
 
 
 def check_crowds(
@@ -74,7 +86,7 @@ def check_crowds(
     known = [looks[i] for i in rng.permutation(len(looks))[:GALLERY]]
     figures = {}
     for name, count, number in (("pairs_both", 2, pairs), ("triples_all", 3, triples)):
-        gallery = _gallery(judges, known, count, rng)
+        gallery = prototypes(judges, known, count, known, rng)
         people = torch.from_numpy(
             np.stack([rng.permutation(GALLERY)[:count] for _ in range(number)])
         )

@@ -13,6 +13,8 @@ from .checkpoints import CHECKPOINTS
 from .text_encoder import behind_end
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "normal"
+BATCH = 16
+"""Pictures that are drawn together, which takes two thirds of the time on a CPU."""
 
 
 class MiniSDRuntime:
@@ -73,18 +75,26 @@ class MiniSDRuntime:
             return torch.cat([self.vae.decode(self.vae.encode(p)) for p in pictures.split(32)])
 
     def sample(self, captions: list[str], seed: int, size: int = 128) -> torch.Tensor:
-        """One picture (size, size, 3) for each caption, stacked."""
+        """One picture (size, size, 3) for each caption, stacked; each from noise of its own."""
+        shape = (1, architecture.LATENT_CHANNELS, size // 8, size // 8)
         pictures = []
-        negative = self.encode("")
         with torch.no_grad():
-            for number, caption in enumerate(captions):
-                noise = torch.randn(
-                    (1, architecture.LATENT_CHANNELS, size // 8, size // 8),
-                    generator=torch.Generator().manual_seed(10_000 * seed + number),
+            negative = self.encode("")
+            for start in range(0, len(captions), BATCH):
+                part = captions[start : start + BATCH]
+                seeds = [10_000 * seed + start + number for number in range(len(part))]
+                noise = torch.cat(
+                    [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
                 )
+                encoded = [
+                    self.clip.encode_from_tokens(self.clip.tokenize(caption), return_pooled=True)
+                    for caption in part
+                ]
+                contexts, pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
                 latents = comfy.sample.sample(
                     self.model, noise, STEPS, CFG, SAMPLER, SCHEDULER,
-                    self.encode(caption), negative, torch.zeros_like(noise), disable_pbar=True,
+                    [[contexts, {"pooled_output": pooled}]], negative, torch.zeros_like(noise),
+                    disable_pbar=True,
                 )  # fmt: skip
-                pictures.append(self.vae.decode(latents))
+                pictures += [self.vae.decode(latent[None]) for latent in latents]
         return torch.cat(pictures)
