@@ -282,26 +282,39 @@ def test_an_attention_replacement_of_another_pack_stays_in_force(regions):
 
 
 @pytest.mark.parametrize(
-    "masks, text, parts",
+    "masks, attended",
     [
-        ({}, TWO, 0),
-        ({"anna": ONES}, TWO, 0),
-        ({"anna": LEFT}, TWO, 2),
-        ({"anna": LEFT, "bob": RIGHT}, TWO, 2),
-        ({"anna": LEFT / 2, "bob": RIGHT / 2}, TWO, 3),
-        ({"anna": LEFT, "bob": LEFT}, TWO, 2),
+        ({}, None),
+        ({"anna": ONES}, None),
+        ({"anna": LEFT}, 1),
+        ({"anna": LEFT, "bob": RIGHT}, 1),
+        ({"anna": LEFT / 2, "bob": RIGHT / 2}, 1.5),
+        ({"anna": LEFT, "bob": LEFT}, 1),
+        ({"anna": FEATHER}, 1.5),
     ],
 )
-def test_no_attention_more_than_needed(regions, monkeypatch, masks, text, parts):
-    """Each set that acts somewhere is attended to once, by the rows that have it."""
+def test_no_attention_more_than_needed(regions, monkeypatch, masks, attended):
+    """A layer attends once, and each query to the parts alone that have a share of its place.
+
+    ``attended`` is how many queries there are through those without regions, None where nothing is
+    blended.
+    """
     plain, calls = blending.plain_attention, []
     monkeypatch.setattr(
-        blending, "plain_attention", lambda q, *args: (calls.append(len(q)), plain(q, *args))[1]
+        blending,
+        "plain_attention",
+        lambda q, *args: (calls.append(q.shape[0] * q.shape[1]), plain(q, *args))[1],
     )
+    monkeypatch.setattr(blending, "GATHERING", 0)  # here there are fewer queries than in a row
     ours = regions(**masks)
     layers = len(blending_layers(ours))
-    text_case(text)(ours.applied, ours.noise)
-    assert sorted(calls) == sorted(([2] + [1] * (parts - 1)) * layers * STEPS if parts else [])
+    text_case(TWO)(ours.applied, ours.noise)
+    if attended is None:
+        assert not calls
+        return
+    assert len(calls) == layers * STEPS
+    queries = [2 * (SIDE // level) ** 2 for level in (2, 4)]  # of positive and negative
+    assert [max(calls) / queries[0], min(calls) / queries[1]] == [attended, attended]
 
 
 def blending_layers(ours):
