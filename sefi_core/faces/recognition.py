@@ -76,7 +76,7 @@ def find_model(kind: Kind, folders: Sequence[Path]) -> Path | None:
 
     Those of insightface lie in its packs (:func:`insight.pack_folders`).
     """
-    places = pack_folders(folders) if kind is INSIGHT else folders
+    places = pack_folders(folders) if kind.id == INSIGHT.id else folders
     candidates = (place / name for place in places for name in kind.files)
     return next((path for path in candidates if path.is_file()), None)
 

@@ -1,0 +1,309 @@
+"""The MODEL side of face adapters: an attention to image tokens beside the text's.
+
+What acts is in the transformer options, under :data:`BESIDE_KEY`; whoever takes that away from a
+call of the U-Net takes the adapters away. While the U-Net is called, ``attn2_replace`` patches wrap
+those that are there and add what the same queries get from the image tokens, in front of the
+layer's output projection. They are set for one call, so that other packs find the MODEL's slots as
+they would be without an adapter.
+
+Rows of the batch are of a conditioning or of a negative one, which have other tokens. Each carries
+its number in ``model_conds``, as in :mod:`.sampling`; where other packs have re-ordered rows, their
+contexts tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ...injection import Beside
+from ...regions import resized
+from ..base_model import Block, model_sampling_of, uncompiled
+from .capture import PATCH as REPLACE
+from .capture import Attend, plain_attention, previous_patch
+from .conditioning import Marks, fingerprints
+from .places import Place, of_picture, rows_in
+
+BESIDE_KEY = "sefi_face_adapters"
+"""The transformer option that has what acts, a tuple of :class:`Beside`."""
+
+WRAPPERS_KEY = "sefi_face_adapter"
+RUN_KEY = "sefi_face_adapter_run"
+PLACES_KEY = "sefi_face_adapter_rows"
+PATCH = "attn2_patch"
+
+
+class Rows(NamedTuple):
+    """Which rows of a batch are negative ones, and what of the picture each of them is."""
+
+    negative: tuple[bool, ...]
+    places: Sequence[Place | None]
+
+
+class AdapterRun:
+    """What is known in one sampling.
+
+    ``negative`` says of each conditioning whether it is a negative one, ``contexts`` are theirs,
+    ``size`` is (height, width) of the latents.
+    """
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        negative: Sequence[bool],
+        contexts: Sequence[torch.Tensor | None],
+        size: tuple[int, int],
+    ) -> None:
+        self.sampling = model_sampling_of(model)  # nodes may have changed it after Apply
+        self.negative, self.contexts, self.size = negative, contexts, size
+        self.latents: torch.Tensor | None = None
+        """Those of the current step, before they are scaled for the model."""
+        self._sides: dict[tuple[torch.dtype, int], dict[Marks, bool | None]] = {}
+        self._moved: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shares: dict[Beside, torch.Tensor] = {}
+
+    def acting(self, besides: Sequence[Beside], sigma: float) -> list[Beside]:
+        """Those that act at a noise level."""
+        of_percent = self.sampling.percent_to_sigma
+        return [
+            one
+            for one in besides
+            if of_percent(one.end_percent) <= sigma <= of_percent(one.start_percent)
+        ]
+
+    def rows(
+        self,
+        given: Sequence[Place],
+        x: torch.Tensor,
+        context: torch.Tensor,
+        options: Mapping[str, Any],
+    ) -> Rows:
+        """What the rows of a call of the U-Net are; ``given`` are ComfyUI's."""
+        places = rows_in(given, x, self.sampling, self.latents, options["sigmas"])
+        if len(given) == len(x):
+            return Rows(tuple(self.negative[place.number] for place in given), places)
+        sides = self.sides_of(context)
+        if None in sides:
+            groups = options.get("cond_or_uncond") or [0]
+            sides = [groups[row * len(groups) // len(x)] != 0 for row in range(len(x))]
+        return Rows(tuple(side is True for side in sides), places)
+
+    def sides_of(self, contexts: torch.Tensor) -> list[bool | None]:
+        """Whether contexts are those of negative conditionings; None where that is not known."""
+        key = contexts.dtype, contexts.shape[1]
+        if key not in self._sides:
+            known: dict[Marks, bool | None] = {}
+            for negative, context in zip(self.negative, self.contexts, strict=True):
+                if context is None or contexts.shape[1] % context.shape[1]:
+                    continue
+                repeated = context.repeat(1, contexts.shape[1] // context.shape[1], 1)
+                for marks in fingerprints(repeated.to(contexts)):
+                    known[marks] = negative if known.get(marks, negative) == negative else None
+            self._sides[key] = known
+        return [self._sides[key].get(marks) for marks in fingerprints(contexts)]
+
+    def tokens(
+        self, beside: Beside, block: Block, negative: tuple[bool, ...], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values (rows, tokens, channels), moved once a sampling."""
+        key = beside, block, negative, like.device, like.dtype
+        if key not in self._moved:
+            index = [int(one) for one in negative]
+            keys, values = (one[index].to(like) for one in beside.layers[block])
+            self._moved[key] = keys, values
+        return self._moved[key]
+
+    def share(self, beside: Beside, place: Place | None) -> torch.Tensor:
+        """How much of a region there is in the cells (height, width) that a row sees."""
+        assert beside.region is not None
+        if beside not in self._shares:
+            self._shares[beside] = resized(beside.region, self.size)
+        shares = self._shares[beside]
+        if place is None:  # somewhere in the picture
+            return torch.ones(1, 1)
+        rows = slice(place.top, place.top + place.height)
+        columns = slice(place.left, place.left + place.width)
+        return shares[place.latent % len(shares), rows, columns]
+
+
+class Addition:
+    """What the adapters add during one call of the U-Net."""
+
+    def __init__(self, run: AdapterRun, acting: Sequence[Beside], rows: Rows) -> None:
+        self.run, self.acting, self.batch = run, acting, rows
+        self.now = rows
+        """Of the queries of the layer that computes; other packs may have other rows there."""
+        self._queries: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._planes: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def before(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        """An ``attn2_patch`` in front of all others, which changes nothing."""
+        self._queries, self.now = query, self.batch
+        return query, key, value
+
+    def behind(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        """An ``attn2_patch`` behind all others, which sees what rows they have made.
+
+        A new row is the old one whose queries it has; of several, one of the same side as its
+        context.
+        """
+        before = self._queries
+        if before is not None and len(query) != len(before):
+            equal = (query[:, None, :1] == before[None, :, :1]).flatten(2).all(2)
+            sides = self.run.sides_of(key) if len(key) == len(query) else [None] * len(query)
+            negative, places = [], []
+            for found, side in zip(equal.tolist(), sides, strict=True):
+                rows = [row for row, is_it in enumerate(found) if is_it]
+                best = [row for row in rows if self.batch.negative[row] is (side is True)]
+                row = next(iter(best or rows), None)
+                negative.append(side is True if row is None else self.batch.negative[row])
+                places.append(None if row is None else self.batch.places[row])
+            self.now = Rows(tuple(negative), places)
+        return query, key, value
+
+    def attend(self, block: Block, previous: Attend | None) -> Attend:
+        """An ``attn2_replace`` patch around the one that was there."""
+
+        def attend(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
+        ) -> torch.Tensor:
+            if not all(one.with_text for one in self.acting):
+                return self._of(block, q, options)
+            text = (previous or plain_attention)(q, k, v, options)
+            return text + self._of(block, q, options)
+
+        return attend
+
+    def _of(self, block: Block, q: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        """All that is beside the text's attention, once for the same queries.
+
+        Where identities have regions a layer attends once for each part of the picture.
+        """
+        if self._last is not None and self._last[0] is q:
+            return self._last[1]
+        rows = self.now
+        if len(rows.negative) != len(q):  # what cannot be told apart is a conditioning
+            rows = Rows((False,) * len(q), (None,) * len(q))
+        total = torch.zeros_like(q)
+        for one in self.acting:
+            keys, values = self.run.tokens(one, block, rows.negative, q)
+            found = plain_attention(q, keys, values, options)
+            if one.region is not None:
+                found = found * self._plane(one, rows.places, options, q)
+            total = total + one.strength * found
+        self._last = q, total
+        return total
+
+    def _plane(
+        self,
+        beside: Beside,
+        places: Sequence[Place | None],
+        options: dict[str, Any],
+        q: torch.Tensor,
+    ) -> torch.Tensor:
+        """A region's share of each query, (rows, queries, 1)."""
+        size = tuple(options["activations_shape"][-2:])
+        key = beside, size, tuple(places)
+        if key not in self._planes:
+            planes = [resized(self.run.share(beside, place)[None], size)[0] for place in places]
+            self._planes[key] = torch.stack(planes).flatten(1)[..., None].to(q)
+        return self._planes[key]
+
+
+def outer_sample(
+    executor: WrapperExecutor, noise: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """Begin a run; the guider's options and conditionings live as long as the sampling."""
+    guider: Any = executor.class_obj
+    options = guider.model_options.setdefault("transformer_options", {})
+    options.pop(RUN_KEY, None)
+    if not options.get(BESIDE_KEY):
+        return executor(noise, *args, **kwargs)
+    named = [(name, cond) for name, group in guider.conds.items() for cond in group or ()]
+    size = noise.shape[-2], noise.shape[-1]
+    negative = [_is_negative(name) for name, _ in named]
+    contexts = [cond.get("cross_attn") for _, cond in named]
+    options[RUN_KEY] = AdapterRun(guider.model_patcher, negative, contexts, size)
+    for number, (_, cond) in enumerate(named):
+        places = of_picture(number, len(noise), size)
+        cond["model_conds"] = {**cond.get("model_conds", {}), PLACES_KEY: places}
+    with uncompiled():
+        return executor(noise, *args, **kwargs)
+
+
+def predict_noise(
+    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """Let the run know the latents of the step."""
+    guider: Any = executor.class_obj
+    run = guider.model_options.get("transformer_options", {}).get(RUN_KEY)
+    if run is not None:
+        run.latents = x
+    return executor(x, timestep, *args, **kwargs)
+
+
+def diffusion_model(
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timesteps: torch.Tensor,
+    context: torch.Tensor | None,
+    y: torch.Tensor | None,
+    control: dict[str, Any] | None,
+    transformer_options: dict[str, Any],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Set the patches for this call, if anything acts."""
+    given = kwargs.pop(PLACES_KEY, ())
+    run: AdapterRun | None = transformer_options.get(RUN_KEY)
+    besides = transformer_options.get(BESIDE_KEY, ())
+    if run is not None and besides and context is not None:
+        sigma = float(transformer_options["sigmas"].detach().flatten()[0])
+        if acting := run.acting(besides, sigma):
+            rows = run.rows(given, x, context, transformer_options)
+            transformer_options = _patched(Addition(run, acting, rows), transformer_options)
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def add_beside(model: ModelPatcher, beside: Beside) -> ModelPatcher:
+    """A clone of ``model`` with one more attention beside the text's."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    options[BESIDE_KEY] = (*options.get(BESIDE_KEY, ()), beside)
+    wrappers: tuple[tuple[str, Callable[..., Any]], ...] = (
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.PREDICT_NOISE, predict_noise),
+        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
+    )
+    for kind, wrapper in wrappers:
+        clone.remove_wrappers_with_key(kind, WRAPPERS_KEY)
+        clone.add_wrapper_with_key(kind, WRAPPERS_KEY, wrapper)
+    return clone
+
+
+def _patched(addition: Addition, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the patches of ``addition``."""
+    replaced = options.get("patches_replace", {})
+    of_layers = replaced.get(REPLACE, {})
+    blocks = {block for one in addition.acting for block in one.layers}
+    of_layers = of_layers | {
+        block: addition.attend(block, previous_patch(of_layers, block)) for block in blocks
+    }
+    made = {**options, "patches_replace": {**replaced, REPLACE: of_layers}}
+    patches = options.get("patches", {})
+    if others := patches.get(PATCH, []):
+        made["patches"] = {**patches, PATCH: [addition.before, *others, addition.behind]}
+    return made
+
+
+def _is_negative(group: str) -> bool:
+    """Whether a guider's conditionings of that name are what it leads away from."""
+    return any(word in group for word in ("negative", "uncond", "empty"))
