@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -202,11 +203,19 @@ class SeFiTrainIdentities(io.ComfyNode):
 
             def on_step(done: int, of: int) -> None:
                 bar.update_absolute(done, of)
-                if done % 5 == 0 or done == of:
-                    notices.say(f"step {done} of {of}, {len(people)} people")
                 comfy.model_management.throw_exception_if_processing_interrupted()
 
             ready = [one for one in people if not isinstance(one.person, SeFiError)]
+
+            def tell(lines: Sequence[str]) -> None:
+                of_ready = iter(lines)
+                said = [
+                    str(one.person) if isinstance(one.person, SeFiError) else next(of_ready)
+                    for one in people
+                ]
+                named = zip(people, said, strict=True)
+                notices.say("\n".join(f"<{one.name}>: {line}" for one, line in named))
+
             learned = train_identities(
                 model[0],
                 clip[0],
@@ -215,7 +224,7 @@ class SeFiTrainIdentities(io.ComfyNode):
                 class_word[0],
                 wanted,
                 together,
-                notices.say,
+                tell,
                 on_step,
             )
             outcomes = {id(one): outcome for one, outcome in zip(ready, learned, strict=True)}

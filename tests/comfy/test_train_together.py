@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from sefi_ide.sefi_core.comfyui.learning.together import Person, train_identities
@@ -56,7 +58,8 @@ def test_each_is_learned_as_alone(models, family, changes):
         *models, PEOPLE, "person", settings, 8, said.append, lambda *done: steps.append(done)
     )
     assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert "looking at <ben>" in said
+    assert any(lines[1:] == ["looking at the photos", "waiting"] for lines in said)
+    assert all(re.fullmatch(r"step 3 of 3, loss \d+\.\d{4}", line) for line in said[-1])
     for one, identity in zip(PEOPLE, found, strict=True):
         assert isinstance(identity, Identity)
         wanted = alone(models, one, settings)
@@ -74,11 +77,14 @@ def test_each_is_learned_as_alone(models, family, changes):
 def test_groups_follow_each_other_and_a_bad_photo_stops_nobody(models):
     bad = Person("carl", [Photo(torch.full((64, 64, 3), float("nan")), None)], ("",))
     name = Person("no name", PEOPLE[0].photos, ("",))
-    steps = []
+    steps, said = [], []
     found = train_identities(
         *models, [PEOPLE[0], bad, name, PEOPLE[1]], "person", SETTINGS, 2,
-        on_step=lambda *done: steps.append(done),
+        said.append, lambda *done: steps.append(done),
     )  # fmt: skip
+    assert said[-1][1:3] == [str(found[1]), str(found[2])]
+    assert said[-1][0].startswith("step 3 of 3") and said[-1][3].startswith("step 3 of 3")
+    assert any(lines[0].startswith("step 3") and lines[3] == "waiting" for lines in said)
     assert steps == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
     assert isinstance(found[1], SeFiError) and "vae" in str(found[1])
     assert isinstance(found[2], SeFiError) and "no name" in str(found[2])

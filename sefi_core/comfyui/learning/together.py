@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import comfy.model_management
@@ -47,6 +47,26 @@ class Person(NamedTuple):
 Outcome = Identity | SeFiError
 """What became of a person: the identity, or the sentence that says why there is none."""
 
+TOLD_EVERY = 5
+"""Steps between what is told of them."""
+
+
+class Board:
+    """What there is to say of each person, from the beginning to the end.
+
+    ``tell`` gets all lines, one for each of ``people``, whenever some have changed.
+    """
+
+    def __init__(self, people: int, tell: Callable[[Sequence[str]], None] | None = None) -> None:
+        self._lines = ["waiting"] * people
+        self._tell = tell or (lambda lines: None)
+
+    def write(self, lines: Mapping[int, str]) -> None:
+        """New lines of some people, by their numbers."""
+        for number, line in lines.items():
+            self._lines[number] = line
+        self._tell(list(self._lines))
+
 
 def train_identities(
     model: ModelPatcher,
@@ -56,17 +76,17 @@ def train_identities(
     class_word: str,
     settings: TrainingSettings,
     together: int,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[Sequence[str]], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Learn these people, ``together`` of them in each batch, each exactly as if alone.
 
     As :func:`.train.train_identity` in everything else; whoever cannot be learned is given the
-    sentence that says why, and stops nobody. ``tell`` is told what happens, ``on_step`` the steps
-    done and those of all groups, and may raise to stop.
+    sentence that says why, and stops nobody. ``tell`` is told a line for each person, ``on_step``
+    the steps done and those of all groups; it may raise to stop.
     """
     check_diffusers()
-    tell = tell or (lambda text: None)
+    board = Board(len(people), tell)
     outcomes: list[Outcome] = []
     groups = [people[start : start + together] for start in range(0, len(people), together)]
     for number, group in enumerate(groups):
@@ -76,7 +96,9 @@ def train_identities(
                 on_step(number * settings.steps + done, len(groups) * settings.steps)
 
         with learning():
-            outcomes += _train_group(model, clip, vae, group, class_word, settings, tell, step)
+            outcomes += _train_group(
+                model, clip, vae, group, class_word, settings, board, number * together, step
+            )
     return outcomes
 
 
@@ -87,22 +109,33 @@ def _train_group(
     people: Sequence[Person],
     class_word: str,
     settings: TrainingSettings,
-    tell: Callable[[str], None],
+    board: Board,
+    line: int,
     on_step: Callable[[int], None],
 ) -> list[Outcome]:
+    """Those of one batch; their lines on the board begin at ``line``."""
     outcomes: dict[int, Outcome] = {}
     lessons: dict[int, tuple[Lesson, list[str]]] = {}
     for number, person in enumerate(people):
         comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             own = settings.with_captions(person.captions)
+            board.write({line + number: "looking at the photos"})
             lesson = lesson_of(model, clip, vae, person.photos, person.name, class_word, own)
-            tell(f"looking at {lesson.first.placeholder}")
             lessons[number] = lesson, seen_captions(model, clip, lesson)
         except SeFiError as error:
             outcomes[number] = error
+            board.write({line + number: str(error)})
     if lessons:
-        learners = _learn(model, clip, list(lessons.values()), settings, tell, on_step)
+        places = [line + number for number in lessons]
+
+        def step(done: int, learners: Sequence[Learner]) -> None:
+            if done == 1 or done % TOLD_EVERY == 0 or done == settings.steps:
+                said = [_line_of(one, settings.steps) for one in learners]
+                board.write(dict(zip(places, said, strict=True)))
+            on_step(done)
+
+        learners = _learn(model, clip, list(lessons.values()), settings, step)
         for (number, (lesson, captions)), learner in zip(lessons.items(), learners, strict=True):
             outcomes[number] = learner.error or learned_identity(
                 lesson, learner.parameters, captions, len(learner.history)
@@ -118,8 +151,7 @@ def _learn(
     clip: CLIP,
     lessons: Sequence[tuple[Lesson, list[str]]],
     settings: TrainingSettings,
-    tell: Callable[[str], None],
-    on_step: Callable[[int], None],
+    on_step: Callable[[int, Sequence[Learner]], None],
 ) -> list[Learner]:
     """One learner for each lesson and its captions, trained."""
     first, _ = lessons[0]
@@ -175,11 +207,18 @@ def _learn(
         ]
         return denoiser.predict(rows, *(one.batch for one in asked))
 
-    tell(f"learning {', '.join(lesson.first.placeholder for lesson, _ in lessons)}")
     modules = denoiser.model.model.diffusion_model, denoiser.clip.cond_stage_model
     with differentiable(*modules, gradient_checkpointing=denoiser.checkpointing):
-        optimise_together(learners, predict, settings.steps, on_step)
+        optimise_together(learners, predict, settings.steps, lambda done: on_step(done, learners))
     return learners
+
+
+def _line_of(learner: Learner, steps: int) -> str:
+    """How far one is, or why it has ended."""
+    if learner.error is not None:
+        return str(learner.error)
+    last = learner.history[-1]
+    return f"step {last.number} of {steps}, loss {last.loss:.4f}"
 
 
 def _masks(lessons: Sequence[Lesson]) -> torch.Tensor | None:
