@@ -13,11 +13,12 @@ class SeFiExtension(ComfyExtension):
     """What ComfyUI asks the pack for; everything heavy is imported only here."""
 
     async def on_load(self) -> None:
-        from .sefi_core.comfyui import face_encoders, library
+        from .sefi_core.comfyui import face_adapters, face_encoders, library
         from .sefi_core.comfyui.learning import routes
 
         library.register_model_folder()
         face_encoders.register_model_folder()
+        face_adapters.register_model_folder()
         routes.register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -15,6 +15,8 @@ NODES = {
     "SeFiTrainIdentities": "train_identities",
     "SeFiLoadFaceEncoder": "predict_identity",
     "SeFiPredictIdentity": "predict_identity",
+    "SeFiLoadFaceAdapter": "face_adapter",
+    "SeFiApplyFaceAdapter": "face_adapter",
     "SeFiSaveIdentity": "identity_files",
     "SeFiLoadIdentity": "identity_files",
     "SeFiMixIdentities": "mix_identities",

@@ -16,6 +16,7 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..sefi_core.comfyui.face_adapters import OpenedAdapter
 from ..sefi_core.comfyui.face_encoders import OpenedEncoder
 from ..sefi_core.errors import SeFiError
 from ..sefi_core.identity.identity import Identity
@@ -26,6 +27,9 @@ SEFI_IDENTITY = io.Custom("SEFI_IDENTITY")
 
 SEFI_FACE_ENCODER = io.Custom("SEFI_FACE_ENCODER")
 """Carries a :class:`sefi_core.comfyui.face_encoders.OpenedEncoder`."""
+
+SEFI_FACE_ADAPTER = io.Custom("SEFI_FACE_ADAPTER")
+"""Carries a :class:`sefi_core.comfyui.face_adapters.OpenedAdapter`."""
 
 CATEGORY = "SeFi-IDE"
 
@@ -85,6 +89,10 @@ IDENTITY = Socket(
 FACE_ENCODER = Socket(
     lambda value: isinstance(value, OpenedEncoder),
     "connect the face encoder of SeFi Load Face Encoder",
+)
+FACE_ADAPTER = Socket(
+    lambda value: isinstance(value, OpenedAdapter),
+    "connect the face adapter of SeFi Load Face Adapter",
 )
 TEXT = Socket(_is_text, "write a text, or connect a node that gives one")
 

@@ -10,6 +10,7 @@ import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
 from sefi_ide.nodes.attention_map import SeFiAttentionMap
 from sefi_ide.nodes.embedding_files import SeFiExportEmbedding, SeFiLoadEmbedding
+from sefi_ide.nodes.face_adapter import SeFiApplyFaceAdapter, SeFiLoadFaceAdapter
 from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.likeness import SeFiLikeness
@@ -19,11 +20,14 @@ from sefi_ide.nodes.prompt_score import SeFiPromptScore
 from sefi_ide.nodes.train_identities import SeFiTrainIdentities
 from sefi_ide.nodes.train_identity import SeFiTrainIdentity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
+from sefi_ide.sefi_core.comfyui.face_adapters import OpenedAdapter
 from sefi_ide.sefi_core.comfyui.face_encoders import OpenedEncoder
 from sefi_ide.sefi_core.errors import SeFiError
+from sefi_ide.sefi_core.face_adapter.files import FACEID, Embedder
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.vision import vision_model
 from sefi_ide.tests.unit.face2diffusion_files import encoder_for
+from sefi_ide.tests.unit.face_adapter_files import adapter_for
 
 from .training_runs import HIDDEN, photo_and_mask, run
 
@@ -106,6 +110,8 @@ def test_advanced_inputs_are_optional(encoder_folder):
         SeFiAttentionMap,
         SeFiLoadFaceEncoder,
         SeFiPredictIdentity,
+        SeFiLoadFaceAdapter,
+        SeFiApplyFaceAdapter,
     ):
         for one in node.GET_SCHEMA().inputs:
             assert one.optional or not getattr(one, "advanced", False), (node, one.id)
@@ -174,11 +180,15 @@ def test_face_mask(changes, said):
     assert said in str(caught.value)
 
 
-KINDS = 21
+KINDS = 22
 
 
 def face_encoder():
     return OpenedEncoder(encoder_for("sd1", {"l": 8}), (("faces.safetensors", "0" * 64),))
+
+
+def face_adapter():
+    return OpenedAdapter(adapter_for(FACEID, "sd1", [8], 8, Embedder(width=10)), "face.safetensors")
 
 
 def anything(models, anna):
@@ -206,6 +216,7 @@ def anything(models, anna):
         ((0.5, "high"), set()),
         ("a\ud800text", set()),
         (face_encoder(), {"SEFI_FACE_ENCODER"}),
+        (face_adapter(), {"SEFI_FACE_ADAPTER"}),
     )
 
 
@@ -286,6 +297,17 @@ def good_inputs(models, anna):
             "expression": photo_and_mask()[0],
             "name": "anna",
             "class_word": "",
+        },
+        SeFiLoadFaceAdapter: {"file": "face.safetensors", "variant": "auto"},
+        SeFiApplyFaceAdapter: {
+            "model": model,
+            "face_adapter": face_adapter(),
+            "photos": photo_and_mask()[0],
+            "masks": photo_and_mask()[1],
+            "clip_vision": vision_model(),
+            "region": photo_and_mask()[1],
+            "weights": "1",
+            "strength": 1.0,
         },
     }
 

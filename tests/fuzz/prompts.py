@@ -21,8 +21,15 @@ from typing import Any
 import torch
 from PIL import Image
 from sefi_ide.sefi_core.face2diffusion.files import write_face_encoder
+from sefi_ide.sefi_core.face_adapter.files import (
+    FACEID,
+    Embedder,
+    FaceAdapter,
+    write_face_adapter,
+)
 from sefi_ide.sefi_core.faces.recognition import SFACE
 from sefi_ide.tests.unit.face2diffusion_files import encoder_for, save_expression
+from sefi_ide.tests.unit.face_adapter_files import adapter_for
 from sefi_ide.tests.unit.face_drawing import drawn
 from sefi_ide.tests.unit.recognition_models import save_recogniser
 from sefi_ide.tools.server import ComfyServer, ServerError
@@ -40,7 +47,10 @@ FACE = "drawn.png"
 """With one, as SeFi Likeness needs."""
 ENCODER = "faces.safetensors"
 WIDTH = 128
-"""Of the miniature's token embeddings, which the encoder predicts."""
+"""Of the miniature's token embeddings, which the encoder predicts, and of its contexts."""
+ADAPTER = "adapter.safetensors"
+CHANNELS = (128, 192, 192, 192, 128, 128, 192)
+"""Of the miniature's cross-attentions, the middle's last."""
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -117,12 +127,23 @@ def everything() -> Prompt:
         ),
         "26": node("SeFiSaveIdentity", identity=["24", 0], file_name="", if_exists="overwrite"),
         "21": node("PreviewImage", images=["18", 1]),
+        "27": node("SeFiLoadFaceAdapter", file=ADAPTER, variant="auto"),
+        "28": node(
+            "SeFiApplyFaceAdapter", model=["20", 0], face_adapter=["27", 0], photos=["13", 0],
+            masks=["19", 0], strength=1.0, weights="1", region=["19", 0], text=True,
+        ),
+        "29": node("PreviewImage", images=["28", 1]),
         "16": node(
             "SeFiPromptScore", clip=["15", 0], clip_vision=["15", 1], images=["13", 0],
             prompts="a photo of <anna> in a hat", likeness=["14", 4], identity=["4", 0],
             fulfilled="closest prompt", threshold=0.22,
         ),
     }  # fmt: skip
+
+
+def _adapter() -> FaceAdapter:
+    """One for the miniature that sees faces with the encoder beside it."""
+    return adapter_for(FACEID, "sd1", CHANNELS, WIDTH, Embedder("sefi", ENCODER, 10, False))
 
 
 def plain(seed: int) -> Prompt:
@@ -175,6 +196,9 @@ def prepared() -> Iterator[Callable[[random.Random], None]]:
         encoders.mkdir()
         write_face_encoder(encoder_for("sd1", {"l": WIDTH}), encoders / ENCODER)
         save_expression(encoders / "expression.onnx")
+        adapters = server.directory / "models" / "face_adapters"
+        adapters.mkdir()
+        write_face_adapter(_adapter(), adapters / ADAPTER)
         seeds = itertools.count(1)
         with server:
             bob = everything()

@@ -16,6 +16,8 @@ NODE_IDS = [
     "SeFiTrainIdentities",
     "SeFiLoadFaceEncoder",
     "SeFiPredictIdentity",
+    "SeFiLoadFaceAdapter",
+    "SeFiApplyFaceAdapter",
     "SeFiSaveIdentity",
     "SeFiLoadIdentity",
     "SeFiMixIdentities",

@@ -127,7 +127,7 @@ def adapter_for(
             for parameter in projection.parameters():
                 parameter.copy_((parameter * 1.5).half())
         layers = [
-            Layer(*(_half(count, width) * (4 / width**0.5) for _ in "kv")) for count in channels
+            Layer(*(_half(count, width) * width**-0.5 for _ in "kv")) for count in channels
         ]
         lora = {}
         for number, count in enumerate(channels):
