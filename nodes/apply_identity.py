@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..sefi_core.comfyui.apply import apply_identity
 from ..sefi_core.comfyui.methods import METHODS
+from ..sefi_core.dividing import DEFAULT_REGIONS, REGIONS
 from ..sefi_core.errors import raised_by
 from ..sefi_core.identity.identity import Identity
 from ..sefi_core.stage_strengths import parse_strengths
@@ -134,6 +135,18 @@ class SeFiApplyIdentity(io.ComfyNode):
                         "Not connected: everywhere."
                     ),
                 ),
+                io.Combo.Input(
+                    "regions",
+                    options=list(REGIONS),
+                    default=DEFAULT_REGIONS,
+                    optional=True,
+                    tooltip=(
+                        "For several people in one prompt. Automatic: the first steps show who is "
+                        "where, and from then on each acts in their own part of the picture only, "
+                        "so that faces do not mix. Needs it for two people at least who have no "
+                        "region; otherwise nothing changes. Off: everywhere."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the identity."),
@@ -153,6 +166,7 @@ class SeFiApplyIdentity(io.ComfyNode):
         end_percent: float | None = 1.0,
         stage_strengths: str | None = "",
         region: io.Mask.Type | None = None,
+        regions: str | None = DEFAULT_REGIONS,
     ) -> io.NodeOutput:
         with raised_by(DISPLAY_NAME):
             check_input("model", model, MODEL)
@@ -170,5 +184,6 @@ class SeFiApplyIdentity(io.ComfyNode):
                 1.0 if end_percent is None else end_percent,
                 parse_strengths(strengths),
                 region,
+                DEFAULT_REGIONS if regions is None else regions,
             )
             return io.NodeOutput(*apply_identity(model, clip, applied))

@@ -16,13 +16,28 @@ import torch
 
 
 @dataclass(frozen=True, eq=False)
+class Crowd:
+    """The people of one prompt who share the picture; where each is turns out while sampling.
+
+    ``columns`` are the tokens in the prompt of each one's placeholder, by name.
+    """
+
+    columns: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Contexts for a part of the picture; ``share`` (masks, height, width) is how much of it."""
+    """Contexts for a part of the picture; ``share`` (masks, height, width) is how much of it.
+
+    ``person``, where the prompt has a :class:`Crowd`, is whose part of that share it is; "" where
+    it is not known yet who is where.
+    """
 
     key: torch.Tensor
     value: torch.Tensor
     pooled: torch.Tensor | None
     share: torch.Tensor
+    person: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +56,7 @@ class Injection:
     value: torch.Tensor
     pooled: torch.Tensor | None = None
     parts: Sequence[Part] = ()
+    crowd: Crowd | None = None
 
     def acts_at(self, sigma: float) -> bool:
         """Whether a noise level is one of its own; both ends are."""
@@ -119,19 +135,20 @@ def swapped(
     return torch.cat([*keys, rest], dim=1), torch.cat([*values, rest], dim=1)
 
 
-def variants(
-    row: Row, sigma: float, share_of: Callable[[Part], torch.Tensor]
-) -> list[tuple[Choice, torch.Tensor | None]]:
+ShareOf = Callable[[Injection, Part], torch.Tensor]
+"""A part's share (height, width) of what a row sees."""
+
+
+def variants(row: Row, sigma: float, share_of: ShareOf) -> list[tuple[Choice, torch.Tensor | None]]:
     """What a row attends to in its parts: a part of every injection, and its share of each cell.
 
-    ``share_of`` gives a part's share (height, width) of what the row sees. Parts that nothing is
-    seen of are left out; a row without parts has one, whose share is None.
+    Parts that nothing is seen of are left out; a row without parts has one, whose share is None.
     """
     found: list[tuple[Choice, torch.Tensor | None]] = [(EVERYWHERE, None)]
     for injection in dict.fromkeys(segment.at(sigma) for segment in row):
         if injection is None or not injection.parts:
             continue
-        shares = [(part, share_of(part)) for part in injection.parts]
+        shares = [(part, share_of(injection, part)) for part in injection.parts]
         found = [
             ({**choice, injection: part}, both)
             for choice, before in found
@@ -147,7 +164,7 @@ def pooled_swapped(
     row: Row,
     sigma: float,
     moved: Callable[[torch.Tensor], torch.Tensor],
-    share_of: Callable[[Part], torch.Tensor] | None = None,
+    share_of: ShareOf | None = None,
 ) -> torch.Tensor:
     """What a row's vector (1, width) becomes, which begins with a prompt's pooled output.
 
@@ -165,7 +182,7 @@ def pooled_swapped(
             new = moved(injection.pooled)
             if share_of is not None and injection.parts:
                 of_parts = [
-                    float(share_of(part).mean()) * moved(part.pooled)
+                    float(share_of(injection, part).mean()) * moved(part.pooled)
                     for part in injection.parts
                     if part.pooled is not None
                 ]

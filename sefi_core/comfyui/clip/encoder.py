@@ -72,6 +72,11 @@ class Applied(Protocol):
         """Where it acts, masks (masks, height, width) from 0 to 1; None for everywhere."""
         ...
 
+    @property
+    def automatic(self) -> bool:
+        """Whether, without a region, it shares the picture with others of that kind."""
+        ...
+
     def acts(self) -> bool:
         """Whether it changes anything at all."""
         ...
@@ -375,15 +380,21 @@ def _payload(
     base_pooled = None if pooled is None else pooled.clone()
     mean = prompt.replacements("value", dict.fromkeys(applied))
     prompt.encoded[prompt.key(mean)] = base, base_pooled
+    crowd = _crowd(prompt.tokens, applied)
     phases = []
     for start, end, names in _intervals(applied):
         counts = {name: applied[name].stages for name in names}
         sets = list(_acting_sets({name: applied[name].region for name in names}))
         for stages in _stage_combinations(counts):
-            parts = [
-                {**prompt.contexts({name: stages[name] for name in acting}), "share": share}
-                for acting, share in sets
-            ]
+            parts = []
+            for acting, share in sets:
+                of_set = {name: stages[name] for name in acting}
+                parts.append({**prompt.contexts(of_set), "share": share})
+                if crowd and not of_set.keys().isdisjoint(crowd):
+                    parts[-1]["person"] = ""
+                    for person in crowd:
+                        own = {n: s for n, s in of_set.items() if n == person or n not in crowd}
+                        parts.append({**prompt.contexts(own), "share": share, "person": person})
             phase = {
                 "start_percent": start,
                 "end_percent": end,
@@ -394,9 +405,11 @@ def _payload(
             else:
                 phase |= {**prompt.contexts(stages), "parts": parts}
             phases.append(phase)
-    if all(phase["key"] is base and phase["value"] is base for phase in phases):
+    if all(
+        phase["key"] is base and phase["value"] is base and "parts" not in phase for phase in phases
+    ):
         return None
-    return {
+    payload: Payload = {
         "names": " ".join(sorted(applied)),
         "base": base,
         "pooled": base_pooled,
@@ -404,6 +417,24 @@ def _payload(
         "phases": phases,
         "word": prompt.class_word(applied),
     }
+    return {**payload, "automatic": crowd} if crowd else payload
+
+
+def _crowd(tokens: Tokens, applied: Mapping[str, Applied]) -> dict[str, list[int]]:
+    """Those who share the picture, in the prompt's order, and the tokens of their placeholders.
+
+    Nobody where there are fewer than two. Tokens are counted in the context, in which the text
+    encoders of SDXL stand side by side.
+    """
+    found: dict[str, set[int]] = {}
+    for chunks in tokens.values():
+        for column, item in enumerate(items_of(chunks)):
+            if isinstance(item, PlaceholderToken) and item.name in applied:
+                one = applied[item.name]
+                if one.automatic and one.region is None:
+                    found.setdefault(item.name, set()).add(column)
+    names = sorted(found, key=lambda name: min(found[name]))
+    return {name: sorted(found[name]) for name in names} if len(names) > 1 else {}
 
 
 def _intervals(applied: Mapping[str, Applied]) -> Iterator[tuple[float, float, list[str]]]:

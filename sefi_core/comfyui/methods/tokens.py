@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...checks import check_number
+from ...checks import check_choice, check_number
+from ...dividing import DEFAULT_REGIONS, REGIONS
 from ...identity.identity import Identity
 from ...regions import region_of
 from ...stage_strengths import checked_strengths, strengths_of_stages
@@ -25,6 +26,8 @@ class AppliedIdentity:
     ``stage_strengths`` are factors on both strengths, the noisiest stage's first; see
     :mod:`sefi_core.stage_strengths`. An identity of one stage gets a stage for each of them.
     ``region`` is a MASK of the whole picture, outside which the class word is drawn, None for none.
+    ``regions`` is "off" or "automatic": those of a prompt who have that and no ``region`` share the
+    picture among them, where there are at least two.
 
     The mean over the stages, which is what the CLIP gives as an ordinary textual inversion, is that
     of what the stages have at their own strengths.
@@ -37,12 +40,14 @@ class AppliedIdentity:
     end_percent: float = 1.0
     stage_strengths: tuple[float, ...] = ()
     region: torch.Tensor | None = None
+    regions: str = DEFAULT_REGIONS
 
     def __post_init__(self) -> None:
         for name in ("strength_k", "strength_v"):
             check_number(name, getattr(self, name), -100.0, 100.0)
         for name in ("start_percent", "end_percent"):
             check_number(name, getattr(self, name), 0.0, 1.0)
+        check_choice("regions", self.regions, REGIONS)
         object.__setattr__(self, "region", region_of(self.region))
         strengths_of_stages(checked_strengths(self.stage_strengths), self.stages)
 
@@ -60,6 +65,11 @@ class AppliedIdentity:
         if len(set(strengths)) == 1:
             return strengths[0]
         return math.fsum(strengths) / len(strengths)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether, without a region, it shares the picture with others of that kind."""
+        return self.regions == "automatic"
 
     def acts(self) -> bool:
         """Whether a strength is not 0."""

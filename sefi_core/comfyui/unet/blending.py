@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ...regions import resized
-from .capture import SHARE, Attend, Share, plain_attention
+from .automatic import Reader
+from .capture import SHARE, Attend, Layer, Share, looking, plain_attention
 
 GATHERING = 16
 """How many queries cost what one more copy of a context's keys and values does, about."""
@@ -74,13 +75,24 @@ class Blend:
 
 
 class Blending:
-    """Attention during one call of the U-Net; ``blend`` is of the layer that computes now."""
+    """Attention during one call of the U-Net; ``blend`` is of the layer that computes now.
 
-    def __init__(self) -> None:
+    ``reader`` reads the maps of the layers at :data:`capture.LEVELS` that attend to the rows' own
+    contexts, as ``own`` says of each. ``height`` is that of the latents.
+    """
+
+    def __init__(self, reader: Reader | None, height: int) -> None:
+        self.reader, self.height = reader, height
         self.blend: Blend | None = None
+        self.own = False
 
-    def attend(self, previous: Attend | None) -> Attend:
-        """An ``attn2_replace`` patch around the one that was there, which sees one part a time."""
+    def attend(self, previous: Attend | None, read: bool = False) -> Attend:
+        """An ``attn2_replace`` patch around the one that was there, which sees one part a time.
+
+        ``read``: the layer may be read.
+        """
+        if read and self.reader:
+            previous = looking(self._look, self.height, previous)
 
         def attend(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
@@ -107,6 +119,10 @@ class Blending:
             return output
 
         return attend
+
+    def _look(self, layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        if self.reader and self.own:
+            self.reader.look(layer, q, k, v)
 
 
 def _picked(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,13 @@ A *payload* is a plain dict, so that conditioning can be copied, sliced and save
   pooled output of the V prompt, or None. Where identities have regions, ``parts`` is a list of
   dicts of these three, one for each set of identities that act together somewhere, and ``share``
   (masks, height, width), how much of each place of the picture it is; a batch of masks is for the
-  pictures of a batch, in turn. The phase's own three are of all identities, for when the part of
-  the picture that the model sees is not known;
+  pictures of a batch, in turn. ``person`` in it is whose part of that share it is, or "" while it
+  is not known who is where. The phase's own three are of all identities, for when the part of the
+  picture that the model sees is not known;
 - ``word``, which payloads of older versions lack: the prompt with class words, its ``context`` and
-  ``pooled`` as above, and the ``places`` of the placeholders' tokens in it.
+  ``pooled`` as above, and the ``places`` of the placeholders' tokens in it;
+- ``automatic``, where people share the picture among them: their names, in the prompt's order, and
+  the tokens in the context of each one's placeholder.
 
 It travels in the conditioning's dict as a list under ``CONDITIONING_KEY``. Some nodes drop that
 dict or pair it with another context, so a payload counts only where its base context is found, and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ...injection import (
     Part,
     Row,
     Segment,
+    ShareOf,
     pooled_swapped,
     swapped,
     variants,
@@ -23,6 +24,7 @@ from ...injection import (
 from ...regions import resized
 from ...stages import stage_edges
 from ..base_model import model_sampling_of, training_sigmas
+from .automatic import READING, Automatic, Reader, crowd_of
 from .blending import Blend
 from .conditioning import REGISTRY, Known, Marks, find, fingerprints
 from .places import Place, rows_in
@@ -31,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 KEPT_BATCHES = 8
 """Of contexts that were swapped; windows of frames have many, which take memory on the device."""
+
+
+PART = ("key", "value", "pooled", "share")
+"""What a part of a phase always has."""
 
 
 class Contexts(NamedTuple):
@@ -73,6 +79,9 @@ class Run:
             phase.get("parts") for known in every for phase in known.payload["phases"]
         )
         """Whether a prompt that may come up has identities with regions."""
+        self._automatic = None
+        if any(known.payload.get("automatic") for known in every):
+            self._automatic = Automatic(size, self.sampling.percent_to_sigma(READING))
 
     def rows(self, contexts: torch.Tensor, numbers: Sequence[int] = ()) -> list[Row]:
         """The known prompts of each row of a batch of contexts (rows, tokens, width).
@@ -107,6 +116,10 @@ class Run:
             )
         return found
 
+    def reader(self, rows: Sequence[Row], places: Places, sigma: float) -> Reader | None:
+        """What reads in a call of the U-Net who is where; None where nothing has to be read."""
+        return self._automatic and self._automatic.begin(rows, places, sigma)
+
     def swap(
         self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places = ()
     ) -> Contexts | None:
@@ -120,7 +133,7 @@ class Run:
             return None
         # A row is one object for each context, so that its id tells the context.
         batch = contexts.device, contexts.dtype, tuple(map(id, rows)), tuple(places)
-        state = list(map(id, acting))
+        state = [*map(id, acting), self._automatic.found if self._automatic else 0]
         if batch not in self._swapped or self._swapped[batch][0] != state:
             while len(self._swapped) >= KEPT_BATCHES:
                 del self._swapped[next(iter(self._swapped))]
@@ -187,19 +200,22 @@ class Run:
         self._blends = [*self._blends[1 - KEPT_BATCHES :], Blend(shares, indices, pieces)]
         return self._blends[-1]
 
-    def _share_at(self, place: Place | None) -> Callable[[Part], torch.Tensor] | None:
-        """A part's share (height, width) of what a row sees."""
+    def _share_at(self, place: Place | None) -> ShareOf | None:
+        """What gives the shares of what a row sees."""
         if place is None:
             return None
 
-        def share_of(part: Part) -> torch.Tensor:
+        def share_of(injection: Injection, part: Part) -> torch.Tensor:
             # Parts of all stages have the same shares.
             if id(part.share) not in self._shares:
                 self._shares[id(part.share)] = part.share, resized(part.share, self.size)
             shares = self._shares[id(part.share)][1]
             rows = slice(place.top, place.top + place.height)
             columns = slice(place.left, place.left + place.width)
-            return shares[place.latent % len(shares), rows, columns]
+            share = shares[place.latent % len(shares)]
+            if self._automatic and injection.crowd and part.person is not None:
+                share = share * self._automatic.share(injection.crowd, part.person, place)
+            return share[rows, columns]
 
         return share_of
 
@@ -227,6 +243,7 @@ class Run:
         """A payload's phases with noise levels in the place of percents and stages."""
         if known not in self._injections:
             injections = []
+            crowd = crowd_of(known.payload)
             for phase in known.payload["phases"]:
                 lowest = self.sampling.percent_to_sigma(phase["end_percent"])
                 highest = self.sampling.percent_to_sigma(phase["start_percent"])
@@ -234,14 +251,11 @@ class Run:
                     edges = (float("-inf"), *self._edges_of(stages), float("inf"))
                     lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
                 parts = [
-                    Part(part["key"], part["value"], part["pooled"], part["share"])
+                    Part(*(part[name] for name in PART), part.get("person"))
                     for part in phase.get("parts", ())
                 ]
-                injections.append(
-                    Injection(
-                        lowest, highest, phase["key"], phase["value"], phase.get("pooled"), parts
-                    )
-                )
+                contexts = phase["key"], phase["value"], phase.get("pooled")
+                injections.append(Injection(lowest, highest, *contexts, parts, crowd))
             self._injections[known] = injections
         return self._injections[known]
 

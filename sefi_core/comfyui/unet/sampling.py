@@ -24,7 +24,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..base_model import cross_attention_layers, uncompiled
+from ..base_model import cross_attention_layers, representative_layers, uncompiled
 from .blending import Blending
 from .capture import PATCH as REPLACE
 from .capture import previous_patch
@@ -93,6 +93,7 @@ def diffusion_model(
         sigma = float(transformer_options["sigmas"].detach().flatten()[0])
         rows = run.rows(context, [place.number for place in given])
         places = run.places(given, x, transformer_options, rows) if run.has_regions else ()
+        reader = run.reader(rows, places, sigma)
         contexts = run.swap(context, rows, sigma, places)
         if contexts is not None and y is not None and len(y) == len(rows):
             y = run.swap_pooled(y, rows, sigma, places)
@@ -100,14 +101,15 @@ def diffusion_model(
         others = patches.get(PATCH, [])
         if contexts is not None or others:
             unet: Any = executor.class_obj
-            blending = Blending()
+            blending = Blending(reader, x.shape[-2])
             patch = _swapping(run, sigma, context, contexts, others, places, blending)
             transformer_options = {**transformer_options, "patches": {**patches, PATCH: [patch]}}
-            if (contexts is not None and contexts.blend) or (places and others):
+            if (contexts is not None and contexts.blend) or (places and others) or reader:
                 replaced = transformer_options.get("patches_replace", {})
                 of_layers = replaced.get(REPLACE, {})
+                read = representative_layers(unet) if reader else ()
                 of_layers = of_layers | {
-                    block: blending.attend(previous_patch(of_layers, block))
+                    block: blending.attend(previous_patch(of_layers, block), block in read)
                     for block in cross_attention_layers(unet)
                 }
                 transformer_options["patches_replace"] = {**replaced, REPLACE: of_layers}
@@ -179,11 +181,11 @@ def _swapping(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
     ) -> tuple[torch.Tensor, ...]:
         new_query, new_key, new_value = others_on(query, key, value, options)
-        blending.blend = None
+        blending.blend, blending.own = None, False
         if _same(new_key, context) and _same(new_value, context):
             if contexts is None:
                 return new_query, new_key, new_value
-            blending.blend = contexts.blend
+            blending.blend, blending.own = contexts.blend, True
             return new_query, contexts.keys, contexts.values
         found = [run.rows(brought) for brought in (new_key, new_value)]
         if contexts is not None and not any(map(any, found)) and _same(key, context):

@@ -1,0 +1,121 @@
+"""Dividing a picture among its people, from where each one's words look.
+
+People with one class word have maps that are much alike: all of them look at every face. So the
+places that they look at are first put together to as many groups as there are people, by where they
+are, and only then it is asked which group is whose.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import torch
+
+REGIONS = ("off", "automatic")
+"""Whether an identity without a region shares the picture with others of a prompt."""
+
+DEFAULT_REGIONS = "off"
+
+SEAM = 0.05
+"""Half of the width of the seam between two parts, of the picture's shorter side."""
+
+LEAST_SHARE = 0.02
+"""Of a place, below which a share is 0."""
+
+MOST_TRIED = 6
+"""More people than this get their parts by the order of the words alone."""
+
+ROUNDS = 20
+
+
+def divided(maps: torch.Tensor) -> torch.Tensor:
+    """The shares (people, height, width) of a picture that is divided among people.
+
+    ``maps`` (people, height, width) say how much each place looks at each one's words; the first
+    person's word comes first in the prompt. Shares are nowhere below 0, come to 1 everywhere, and
+    have soft seams.
+    """
+    count, height, width = maps.shape
+    maps = maps.double().flatten(1)
+    relative = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
+    weights = weights_of(relative)
+    places = _places(height, width)
+    middles = _middles(places, weights, count)
+    nearest = torch.cdist(places, middles).argmin(1)
+    order = _order(relative, weights, nearest, middles)
+    return shares_about(middles[order], (height, width))
+
+
+def weights_of(relative: torch.Tensor) -> torch.Tensor:
+    """How much each place looks at anybody, more than the mean place does, (places,)."""
+    weights = (relative.mean(0) - 1).clamp_min(0)
+    return weights if weights.any() else torch.ones_like(weights)
+
+
+def shares_about(middles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Each place is his to whose middle (people, [x, y]) it is nearest, with soft seams."""
+    distances = torch.cdist(_places(*size), middles)
+    shares = torch.softmax(-distances / (SEAM * min(size)), dim=1).T
+    shares = torch.where(shares < LEAST_SHARE, 0.0, shares)
+    return (shares / shares.sum(0)).view(-1, *size).float()
+
+
+def _places(height: int, width: int) -> torch.Tensor:
+    """The middles of all places (height * width, [x, y]) in units of one."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    return torch.stack([columns, rows], -1).flatten(0, 1) + 0.5
+
+
+def _middles(places: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
+    """The middles (count, 2) of as many groups of places, from left to right.
+
+    Lloyd's rounds, begun with as heavy groups along each of a few directions; the closest groups.
+    """
+    best, least = places[:0], float("inf")
+    for direction in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, -1.0)):
+        along = (places @ torch.tensor(direction, dtype=places.dtype)).argsort(stable=True)
+        before = weights[along].cumsum(0) - weights[along] / 2
+        group = torch.empty(len(places), dtype=torch.long)
+        group[along] = (before / weights.sum() * count).long().clamp(max=count - 1)
+        for _ in range(ROUNDS):
+            middles = torch.stack([_mean(places, weights * (group == n)) for n in range(count)])
+            group = torch.cdist(places, middles).argmin(1)
+        spread = float((weights * (places - middles[group]).square().sum(1)).sum())
+        if spread < 0.95 * least:  # sideways where there is not much in it
+            best, least = middles, spread
+    return best[best[:, 0].argsort(stable=True)]
+
+
+def _mean(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (places * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-12)
+
+
+def _order(
+    relative: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor, middles: torch.Tensor
+) -> list[int]:
+    """Which group is whose: that of each person, by who looks most at it beside the others."""
+    count = len(relative)
+    if count > MOST_TRIED:
+        return list(range(count))
+    scores = scores_of(relative, weights, nearest)
+    return list(
+        max(
+            permutations(range(count)),
+            key=lambda order: sum(float(scores[n, group]) for n, group in enumerate(order)),
+        )
+    )
+
+
+def scores_of(relative: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
+    """How much more each person looks at each group than the others do, (people, groups)."""
+    more = relative / relative.mean(0).clamp_min(1e-12)
+    of_group = torch.nn.functional.one_hot(nearest, len(relative)).double() * weights[:, None]
+    return (
+        (more * weights)
+        @ torch.nn.functional.one_hot(nearest, len(relative)).double()
+        / (of_group.sum(0).clamp_min(1e-12))
+    )
