@@ -63,6 +63,11 @@ encoder-mini: setup
 bench-start: setup
 	@$(VENV) -m benchmarks.start
 
+# Several people in one picture are of the second drawn world.
+bench-people: export WORLD := 2
+bench-people: setup
+	@$(VENV) -m benchmarks.people
+
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup
 	@$(VENV) -m benchmarks.full

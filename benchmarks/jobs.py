@@ -17,16 +17,27 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, SHIPPED
 from sefi_ide.tools.comfyui import REPOSITORY
+
+if TYPE_CHECKING:
+    from sefi_ide.tests.mini_sd.judges import Judges
+    from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
 logger = logging.getLogger(__name__)
 
 Figures = dict[str, float]
 MEASURING = ("encoder_mini", "jobs", "lora", "measures", "methods", "subjects")
 """The modules of this package that figures depend on."""
+MADE = (
+    ()
+    if CHECKPOINTS == SHIPPED
+    else (*CHECKPOINTS.values(), CHECKPOINTS["sd1"].with_name("judges.safetensors"))
+)
+"""What this process's drawn world has in the place of the shipped checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,26 @@ class Job:
         """A text that equal jobs share."""
         return json.dumps(asdict(self), sort_keys=True)
 
+    def run(self) -> Figures:
+        """:func:`run_job`."""
+        return run_job(self)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.kind} {self.number} {self.overrides}"
+
+
+class Work(Protocol):
+    """What :func:`run_all` works through, as :class:`Job`; a process of its own may run it."""
+
+    @property
+    def key(self) -> str:
+        """A text that equal work shares."""
+        ...
+
+    def run(self) -> Figures:
+        """Do it."""
+        ...
+
 
 def run_job(job: Job) -> Figures:
     """``id``, ``prompt``, ``id_p``, ``leak``, ``seconds`` and ``bytes``."""
@@ -60,7 +91,7 @@ def run_job(job: Job) -> Figures:
     from .methods import Learned, learn
     from .subjects import Subject, named, noise_seeds, prompts
 
-    mini, judge = _miniature(job.family)
+    mini, judge = miniature(job.family)
     asked = prompts(job.seed, job.prompts)
     if job.method == "named":
         subject = named(job.seed, job.number, job.kind)
@@ -81,7 +112,8 @@ def run_job(job: Job) -> Figures:
 
 
 @cache
-def _miniature(family: str):
+def miniature(family: str) -> tuple[MiniSDRuntime, Judges]:
+    """The miniature of a family and the judges, in this process."""
     import comfy.utils
     from sefi_ide.tests.mini_sd import judges
     from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
@@ -90,12 +122,15 @@ def _miniature(family: str):
     return MiniSDRuntime(family), judges.load_judges()
 
 
-def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
+def run_all(
+    jobs: Sequence[Work], store: Path, modules: tuple[str, ...] = MEASURING
+) -> dict[str, Figures]:
     """The figures of all jobs by their :attr:`Job.key`; ``store`` is a file of JSON lines.
 
-    Lines that another checkpoint, judge or code wrote are left alone and not used.
+    Lines that another checkpoint, judge or code wrote are left alone and not used; ``modules`` are
+    those of this package that figures depend on.
     """
-    version = code_version()
+    version = code_version(modules)
     done = {row["job"]: row["figures"] for row in _rows(store) if row["version"] == version}
     wanted = {job.key: job for job in jobs}
     todo = [job for key, job in wanted.items() if key not in done]
@@ -111,25 +146,28 @@ def run_all(jobs: Sequence[Job], store: Path) -> dict[str, Figures]:
             file.write("\n" + json.dumps(row) + "\n")
         left = (time.monotonic() - started) / number * (len(todo) - number) / 60
         logger.info(
-            "%d of %d, %.0f min left: %s %s %d %s id_p %.3f",
-            number, len(todo), left, job.method, job.kind, job.number, job.overrides,
-            figures["id_p"],
+            "%d of %d, %.0f min left: %s: %s",
+            number, len(todo), left, job, {name: round(x, 3) for name, x in figures.items()},
         )  # fmt: skip
     return {key: done[key] for key in wanted}
 
 
-def _work(jobs: Sequence[Job]) -> Iterator[tuple[Job, Figures]]:
+def _work(jobs: Sequence[Work]) -> Iterator[tuple[Work, Figures]]:
     """Finished jobs as they come, from one process per core, or from this one."""
     workers = min(len(jobs), os.cpu_count() or 1)
     if workers <= 1:
         for job in jobs:
-            yield job, run_job(job)
+            yield job, job.run()
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
-        running = {pool.submit(run_job, job): job for job in jobs}
+        running = {pool.submit(_run, job): job for job in jobs}
         for future in as_completed(running):
             yield running[future], future.result()
+
+
+def _run(job: Work) -> Figures:
+    return job.run()
 
 
 def _one_thread() -> None:
@@ -138,9 +176,10 @@ def _one_thread() -> None:
 
 
 @cache
-def code_version() -> str:
+def code_version(modules: tuple[str, ...] = MEASURING) -> str:
     """A hash of everything but the job that its figures depend on."""
     files = [
+        *(file for file in MADE if file.exists()),
         *(REPOSITORY / "sefi_core").rglob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),

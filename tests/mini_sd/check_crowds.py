@@ -44,17 +44,15 @@ def prototypes(
 
     Those beside them are some of ``others``.
     """
-    found = []
-    for person in people:
-        parts = []
-        for n in range(REFERENCES):
-            at = n % count
+    parts = []
+    for n in range(REFERENCES):
+        at, shots = n % count, []
+        for person in people:
             beside = [others[i] for i in rng.integers(len(others), size=count - 1)]
-            shot = crowd_of([*beside[:at], person, *beside[at:]], rng)
-            place = world.CROWDS[count][at]
-            parts.append(judges.part_embeddings(pictures_of([shot]), count, place))
-        found.append(evaluation.prototype(torch.cat(parts)))
-    return torch.stack(found)
+            shots.append(crowd_of([*beside[:at], person, *beside[at:]], rng))
+        place = world.CROWDS[count][at]
+        parts.append(judges.part_embeddings(pictures_of(shots), count, place))
+    return torch.stack([evaluation.prototype(seen) for seen in torch.stack(parts, dim=1)])
 
 
 def seen_at_places(judges: Judges, pictures: torch.Tensor, count: int) -> torch.Tensor:
