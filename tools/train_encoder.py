@@ -7,7 +7,6 @@ more, and how to use several graphics cards.
 """
 
 import argparse
-import json
 import logging
 import os
 import runpy
@@ -40,6 +39,7 @@ from ..sefi_core.face2diffusion.training.loops import Log, fit  # noqa: E402
 from ..sefi_core.face2diffusion.training.settings import (  # noqa: E402
     PUBLISHED,
     EncoderTraining,
+    parse_changes,
     read_settings,
 )
 
@@ -132,14 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     try:
-        changes = {}
-        for change in options.changes:
-            name, _, value = change.partition("=")
-            try:
-                changes[name] = json.loads(value)
-            except ValueError:
-                changes[name] = value
-        settings = read_settings(options.settings, changes)
+        settings = read_settings(options.settings, parse_changes(options.changes))
         if options.part != "encoder" and options.checkpoint is None:
             raise SeFiError("a mapping needs --checkpoint, the Stable Diffusion that it is for")
         if options.part != "mapping" and options.encoder is None:

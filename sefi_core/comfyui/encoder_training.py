@@ -26,6 +26,7 @@ from ..face2diffusion.training.identification import features_of
 from ..face2diffusion.training.loops import Log
 from ..face2diffusion.training.settings import EncoderTraining
 from ..faces.extract import Selection, extract_faces
+from ..faces.face import Detector
 from ..faces.yunet import YuNetDetector
 from ..families import FAMILIES
 from ..identity.identity import Identity
@@ -68,29 +69,45 @@ def preparation(
     See :class:`training.data.Faces`. The mask is the record's, or the head as found.
     """
     detector = YuNetDetector()
+    with_mask = settings.crop == "head" or (checkpoint is not None and settings.masked)
 
     def prepare(record: Record) -> dict[str, torch.Tensor]:
-        picture = read_picture(record.file)
-        mask = None
-        if record.mask is not None:
-            mask = read_picture(record.mask)[..., 0]
-        elif settings.crop == "head" or (checkpoint is not None and settings.masked):
-            mask = extract_faces(picture[None], detector, Selection()).masks[0]
-        photo = Photo(picture, mask)
+        photo = photo_of(record, detector, with_mask)
         seen = seen_in(photo, settings.crop, detector, Choice(), "the photo").picture
         kept = {"crop": (seen.movedim(-1, 0) * 255).round().to(torch.uint8)}
         if checkpoint is not None:
-            side = settings.resolution or FAMILIES[checkpoint.family].resolution
-            pictures, masks, _ = training_pictures([photo], side)
-            latent = encode_pictures(checkpoint.model, checkpoint.vae, pictures)[0]
+            latent, face = latent_of(photo, checkpoint, settings.resolution)
             kept["latent"] = latent.half()
-            face = torch.ones(1, side, side) if masks is None else masks[0]
             height, width = latent.shape[-2:]
             small = resized(face, (height, width))
             kept["mask"] = (small * 255).round().to(torch.uint8)
         return kept
 
     return prepare
+
+
+def photo_of(record: Record, detector: Detector, with_mask: bool) -> Photo:
+    """A record's photo with its mask: the record's, or ``with_mask`` the head as it is found."""
+    picture = read_picture(record.file)
+    mask = None
+    if record.mask is not None:
+        mask = read_picture(record.mask)[..., 0]
+    elif with_mask:
+        mask = extract_faces(picture[None], detector, Selection()).masks[0]
+    return Photo(picture, mask)
+
+
+def latent_of(
+    photo: Photo, checkpoint: Checkpoint, resolution: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latent (C, h, w) of a square around the face, and the face's mask in it (1, H, W).
+
+    A ``resolution`` of 0 is the model family's own.
+    """
+    side = resolution or FAMILIES[checkpoint.family].resolution
+    pictures, masks, _ = training_pictures([photo], side)
+    latent = encode_pictures(checkpoint.model, checkpoint.vae, pictures)[0]
+    return latent, torch.ones(1, *pictures.shape[1:3]) if masks is None else masks[0]
 
 
 def outputs_for(settings: EncoderTraining, widths: dict[str, int]) -> list[Output]:

@@ -151,9 +151,9 @@ def apply_face_adapter(
     a face, weights that are not for them, and what the adapter needs and is not there.
     """
     adapter = opened.adapter
-    layers = _fitting(model, opened)
     mask = region_of(region)
     weights = parse_weights(wish.weights, len(photos))
+    layers = _fitting(model, opened)
     if adapter.takes_several and not weights and len(photos) > MOST_FACES:
         raise SeFiError(
             f"there are {len(photos)} photos, and this adapter sees {MOST_FACES} side by side: "

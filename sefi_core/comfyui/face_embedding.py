@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import comfy.model_management
+import numpy as np
 import torch
 from comfy.clip_vision import ClipVisionModel
 
@@ -22,7 +23,7 @@ from ..faces.recognition import INSIGHT, KINDS, FaceEncoder, find_model
 from ..images import pixels_of
 from ..learning.photos import Photo
 from .face_encoders import FOLDER as ENCODERS
-from .face_encoders import load_face_encoder
+from .face_encoders import load_face_encoder, open_encoder
 from .faces import model_folders, open_detector, progress_of
 from .likeness import FOLDER as RECOGNISERS
 
@@ -79,25 +80,27 @@ def describe(
     found = Described(torch.stack(embeddings), torch.stack(pictures))
     if clip_vision is None or not faces:
         return found
-    states = clip_states(adapter, clip_vision, torch.stack(faces))
-    return found._replace(states=states[1:], no_states=states[:1])
-
-
-def clip_states(
-    adapter: FaceAdapter, clip_vision: ClipVisionModel, faces: torch.Tensor
-) -> torch.Tensor:
-    """A CLIP's states (1 + N, n, C) of no picture, which is of its mean colour, and of N faces."""
-    mean = torch.tensor(clip_vision.image_mean).expand(1, *faces.shape[1:3], 3)
-    output = clip_vision.encode_image(torch.cat([mean, faces]))
-    name = "last_hidden_state" if adapter.variant == INFINITE_ID else "penultimate_hidden_states"
-    states = output[name].float().cpu()
+    states = clip_states(clip_vision, adapter.variant, torch.stack(faces))
     wanted = _states_of(adapter)
-    if states.ndim != 3 or states.shape[-1] != wanted:
+    if states.shape[-1] != wanted:
         raise SeFiError(
             f"clip_vision gives {states.shape[-1]} numbers and this adapter takes {wanted}: load "
             "the CLIP vision model that it was trained with, mostly CLIP ViT-H"
         )
-    return states
+    return found._replace(states=states[1:], no_states=states[:1])
+
+
+@torch.inference_mode()
+def clip_states(clip_vision: ClipVisionModel, variant: str, faces: torch.Tensor) -> torch.Tensor:
+    """A CLIP's states (1 + N, n, C) of no picture, which is of its mean colour, and of N faces.
+
+    ``faces`` (N, side, side, 3) are aligned. Infinite-ID looks at the last states, FaceID plus at
+    those of the layer before.
+    """
+    mean = torch.tensor(clip_vision.image_mean).expand(1, *faces.shape[1:3], 3)
+    output = clip_vision.encode_image(torch.cat([mean, faces]))
+    name = "last_hidden_state" if variant == INFINITE_ID else "penultimate_hidden_states"
+    return output[name].float().cpu()
 
 
 def embedding_with(embedder: Embedder, detector: Detector, choice: Choice) -> Looks:
@@ -106,18 +109,28 @@ def embedding_with(embedder: Embedder, detector: Detector, choice: Choice) -> Lo
     Raises :class:`SeFiError` if it is not there.
     """
     if embedder.kind == "sefi":
-        opened = _face_encoder(embedder)
+        return seen_by_encoder(_face_encoder(embedder), embedder.unit, detector, choice)
+    return seen_by_recogniser(_recogniser(embedder), embedder, detector, choice)
 
-        def look(photo: Photo, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-            picture = seen_in(photo, opened.crop, detector, choice, name).picture
-            with torch.inference_mode():
-                features = opened.encoder(as_input(picture[None]))[0].float()
-            return (features / features.norm() if embedder.unit else features), picture
 
-        return look
-    recogniser = _recogniser(embedder)
+def seen_by_encoder(encoder: MSIDFile, unit: bool, detector: Detector, choice: Choice) -> Looks:
+    """How the first network of a face encoder of this pack sees photos."""
 
-    def recognise(photo: Photo, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(photo: Photo, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        picture = seen_in(photo, encoder.crop, detector, choice, name).picture
+        with torch.inference_mode():
+            features = encoder.encoder(as_input(picture[None]))[0].float()
+        return (features / features.norm() if unit else features), picture
+
+    return look
+
+
+def seen_by_recogniser(
+    recogniser: FaceEncoder, embedder: Embedder, detector: Detector, choice: Choice
+) -> Looks:
+    """How an ONNX model sees the aligned faces of photos."""
+
+    def look(photo: Photo, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         picture = aligned_face(photo.picture, face_in(photo, detector, choice, name), SIDE)
         pixels = pixels_of(picture).numpy()
         found = recogniser.embed(pixels) if embedder.unit else recogniser.features(pixels)
@@ -128,13 +141,30 @@ def embedding_with(embedder: Embedder, detector: Detector, choice: Choice) -> Lo
             )
         return torch.from_numpy(found).float(), picture
 
-    return recognise
+    return look
 
 
-def embedder_state(embedder: Embedder) -> str:
-    """What else than its name decides what a recogniser says: its file."""
-    path = _found(embedder) if embedder.kind != "sefi" else None
-    return "" if path is None else f"{path} {path.stat().st_mtime_ns}"
+def open_embedder(path: Path) -> tuple[Embedder, Callable[[Detector, Choice], Looks]]:
+    """What an adapter is to be trained with: an ONNX recogniser, or a face encoder of this pack.
+
+    The second makes of a detector how photos are seen. Raises :class:`SeFiError` for other files.
+    """
+    if path.suffix == ".safetensors":
+        opened = open_encoder([path])
+        (name, sha), encoder = opened.files[0], opened.encoder
+        embedder = Embedder("sefi", name, encoder.shape.features, False, sha)
+        return embedder, partial(seen_by_encoder, encoder, False)
+    kind = next((kind for kind in KINDS.values() if path.name in kind.files), None)
+    if kind is None or not path.is_file():
+        known = ", ".join(name for kind in KINDS.values() for name in kind.files)
+        raise SeFiError(
+            f"{path} is no face recogniser that is known by its name: give the path of one of "
+            f"{known}, or of a face encoder of this pack (.safetensors)"
+        )
+    recogniser = FaceEncoder(kind, path, not comfy.model_management.cpu_mode())
+    width = len(recogniser.embed(np.full((SIDE, SIDE, 3), 90, np.uint8)))
+    embedder = Embedder(kind.id, path.name, width, True)
+    return embedder, partial(seen_by_recogniser, recogniser, embedder)
 
 
 def _face_encoder(embedder: Embedder) -> MSIDFile:

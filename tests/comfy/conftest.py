@@ -86,9 +86,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def encoder_folder(tmp_path, monkeypatch):
-    """ComfyUI's folder of face encoders, empty."""
+    """ComfyUI's folder of face encoders, empty, as is that of face adapters beside it."""
     folder = tmp_path / "models" / "face2diffusion"
     folder.mkdir(parents=True)
+    beside = tmp_path / "models" / "face_adapters"
+    adapters = ([str(beside)], {".safetensors", ".bin"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "face_adapters", adapters)
     entry = ([str(folder)], {".safetensors", ".pt"})
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "face2diffusion", entry)
     return folder

@@ -22,6 +22,9 @@ CHECKPOINTS = (
 FACE_ENCODER = Path(__file__).with_name("face_encoder.safetensors")
 """Of the drawn world, for the first miniature; ``make encoder-mini`` makes it."""
 
+FACE_ADAPTER = Path(__file__).with_name("face_adapter.safetensors")
+"""For the same, with that encoder; ``make adapter-mini`` makes it."""
+
 
 def chosen_family() -> str:
     """The family that ``FAMILY`` in the environment names; ``sd1`` where it names none.

@@ -41,6 +41,9 @@ from .memory import memory_of_a_step
 
 logger = logging.getLogger(__name__)
 
+REFERENCE_BYTES = 2**30
+"""Of prompts with the class word that are kept, so that none is encoded twice."""
+
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -171,65 +174,90 @@ class ComfyDenoiser:
 
         Several batches are computed as one, each with the noise that it would have alone.
         """
-        samples, templates, timesteps = (
-            [one for batch in batches for one in getattr(batch, name)]
-            for name in ("samples", "templates", "timesteps")
-        )
-        prompts = list(map(self._prompt_of, samples, templates))
+        samples, prompts = self._rows_of(batches)
         # Before the U-Net is loaded: with --disable-smart-memory ComfyUI unloads it to encode.
         if self.with_maps or self.class_guided:
             self._encode_references(prompts)
         text = self._texts(rows, prompts)
-        self.load(len(samples))
-        device = self.model.load_device
-        latents = self.latents[samples].to(device, torch.float32)
-        noise = torch.cat([self._noise(batch) for batch in batches]).to(device)
-        sigma = self.sigmas[timesteps].to(device, torch.float32)
-        noised = self.sampling.noise_scaling(sigma, noise, latents)
-        recorder = _Recorder(self, prompts, text.values.to(device, self.dtype), latents.shape[-2])
-        output = self._output(text, sigma, noised, samples, recorder.options())
+        noised = self._noised(samples, batches)
+        recorder = _Recorder(
+            self, prompts, text.values.to(noised.latents.device, self.dtype), noised.height
+        )
+        output = self._output(text, noised, samples, recorder.options())
         background = None
         if self.class_guided:
             with torch.no_grad():
                 plain = self._reference_texts(prompts)
-                background = self._output(
-                    plain,
-                    sigma,
-                    noised,
-                    samples,
-                    {"optimized_attention_override": _plain_attention},
-                )
+                background = self._output(plain, noised, samples, PLAIN_OPTIONS)
         layers = recorder.pairs
         recorder.pairs = deque(maxlen=0)  # gradient checkpointing would record again
-        # The denoised latent is linear in the output, whether that is noise or velocity; the
-        # target is the output that would denoise to the latent.
-        zeros = torch.zeros_like(noised)
-        gain = self.sampling.calculate_denoised(sigma, torch.ones_like(noised), zeros)
-        target = (latents - self.sampling.calculate_denoised(sigma, zeros, noised)) / gain
         return Prediction(
             output=output,
-            target=target,
+            target=self._target(noised),
             layers=list(layers),
-            placeholder=self._placeholders(prompts, text.keys.shape[1]).to(device),
-            face=None if self.masks is None else self.masks[samples].to(device),
+            placeholder=self._placeholders(prompts, text.keys.shape[1]).to(output.device),
+            face=None if self.masks is None else self.masks[samples].to(output.device),
             background=background,
         )
+
+    def predict_class_word(
+        self, options: dict[str, Any], *batches: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and target (B, C, h, w) with the class word in each prompt.
+
+        ``options`` are more ``transformer_options`` for the U-Net.
+        """
+        samples, prompts = self._rows_of(batches)
+        kept = (context.nbytes for context, _ in self.references.values())
+        if sum(kept) > REFERENCE_BYTES:  # a data set may have a caption for each photo
+            self.references.clear()
+            self.map_references.clear()
+        self._encode_references(prompts)
+        text = self._reference_texts(prompts)
+        noised = self._noised(samples, batches)
+        output = self._output(text, noised, samples, {**PLAIN_OPTIONS, **options})
+        return output, self._target(noised)
+
+    def _rows_of(self, batches: Sequence[Batch]) -> tuple[list[int], list[int]]:
+        """The samples of batches, and the numbers of their prompts."""
+        samples = [sample for batch in batches for sample in batch.samples]
+        templates = [template for batch in batches for template in batch.templates]
+        return samples, list(map(self._prompt_of, samples, templates))
+
+    def _noised(self, samples: Sequence[int], batches: Sequence[Batch]) -> _Noised:
+        """The latents of batches with their noise, and the U-Net loaded."""
+        self.load(len(samples))
+        device = self.model.load_device
+        latents = self.latents[samples].to(device, torch.float32)
+        noise = torch.cat([self._noise(batch) for batch in batches]).to(device)
+        timesteps = [timestep for batch in batches for timestep in batch.timesteps]
+        sigma = self.sigmas[timesteps].to(device, torch.float32)
+        return _Noised(latents, sigma, self.sampling.noise_scaling(sigma, noise, latents))
+
+    def _target(self, noised: _Noised) -> torch.Tensor:
+        """What the U-Net's output should be: that which would denoise to the latent.
+
+        The denoised latent is linear in the output, whether that is noise or velocity.
+        """
+        latents, sigma, x = noised
+        zeros = torch.zeros_like(x)
+        gain = self.sampling.calculate_denoised(sigma, torch.ones_like(x), zeros)
+        return (latents - self.sampling.calculate_denoised(sigma, zeros, x)) / gain
 
     def _output(
         self,
         text: _Texts,
-        sigma: torch.Tensor,
-        noised: torch.Tensor,
+        noised: _Noised,
         samples: Sequence[int],
         options: dict[str, Any],
     ) -> torch.Tensor:
         """The U-Net's output (B, C, h, w), float32."""
         return self.model.model.diffusion_model(
-            self.sampling.calculate_input(sigma, noised).to(self.dtype),
-            self.sampling.timestep(sigma).float(),
+            self.sampling.calculate_input(noised.sigma, noised.x).to(self.dtype),
+            self.sampling.timestep(noised.sigma).float(),
             control=None,
-            transformer_options=options,
-            **self._conditions(text, noised, samples),
+            transformer_options=dict(options),
+            **self._conditions(text, noised.x, samples),
         ).float()
 
     def _noise(self, batch: Batch) -> torch.Tensor:
@@ -344,6 +372,19 @@ class _Texts(NamedTuple):
     pooled: torch.Tensor | None
 
 
+class _Noised(NamedTuple):
+    """``latents`` (B, C, h, w), the noise level ``sigma`` (B,) of each, and with noise ``x``."""
+
+    latents: torch.Tensor
+    sigma: torch.Tensor
+    x: torch.Tensor
+
+    @property
+    def height(self) -> int:
+        """Of the latents, in cells."""
+        return self.latents.shape[-2]
+
+
 class _Recorder:
     """The attention patches of one forward pass of the training.
 
@@ -367,8 +408,7 @@ class _Recorder:
         """The ``transformer_options`` of this pass."""
         options: dict[str, Any] = {
             "patches": {"attn2_patch": [self.split]},
-            # Flash and Sage attention have no backward pass.
-            "optimized_attention_override": _plain_attention,
+            **PLAIN_OPTIONS,
         }
         if self.denoiser.with_maps:
             patch = looking(self.look, self.height, otherwise=_attention_with_gradient)
@@ -430,6 +470,11 @@ def _load_if_needed(patcher: ModelPatcher, tokens: Tokens | None = None) -> Mode
 
 def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     return attention_pytorch(*args, **kwargs)
+
+
+# Flash and Sage attention have no backward pass.
+PLAIN_OPTIONS: dict[str, Any] = {"optimized_attention_override": _plain_attention}
+"""``transformer_options`` without patches."""
 
 
 def _placeholder_tokens(tokens: Tokens) -> torch.Tensor:

@@ -103,7 +103,6 @@ def maps_together(looks: Iterable[Sequence[torch.Tensor]]) -> torch.Tensor:
     return added_up(together, size)[0]
 
 
-@torch.inference_mode()  # as any sampler, with which ComfyUI's cast buffers are shared
 def sample_picture(
     model: ModelPatcher,
     clip: CLIP,
@@ -114,7 +113,21 @@ def sample_picture(
     steps: int = SAMPLE_STEPS,
 ) -> torch.Tensor:
     """A quick picture (side, side, 3) of a prompt with the identity applied."""
-    model, clip = apply_identity(model, clip, AppliedIdentity(identity))
+    with torch.inference_mode():
+        model, clip = apply_identity(model, clip, AppliedIdentity(identity))
+    return picture_of(model, clip, vae, prompt, side, steps)
+
+
+@torch.inference_mode()  # as any sampler, with which ComfyUI's cast buffers are shared
+def picture_of(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    prompt: str,
+    side: int,
+    steps: int = SAMPLE_STEPS,
+) -> torch.Tensor:
+    """A quick picture (side, side, 3) of a prompt."""
     positive, negative = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
     )

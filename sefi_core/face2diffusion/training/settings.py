@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...checks import check_choice, check_number, check_whole
 from ...errors import SeFiError
@@ -119,7 +119,15 @@ class EncoderTraining:
 
 
 def read_settings(path: Path | None, changes: Mapping[str, Any]) -> EncoderTraining:
-    """The settings of a JSON file, where there is one, with ``changes``.
+    """The settings of a JSON file with ``changes``; see :func:`settings_of`."""
+    return settings_of(EncoderTraining, path, changes)
+
+
+S = TypeVar("S")
+
+
+def settings_of(kind: type[S], path: Path | None, changes: Mapping[str, Any]) -> S:
+    """Settings of a dataclass ``kind`` from a JSON file, where there is one, with ``changes``.
 
     Raises :class:`SeFiError` for a file that cannot be read, and for settings that do not exist.
     """
@@ -134,9 +142,21 @@ def read_settings(path: Path | None, changes: Mapping[str, Any]) -> EncoderTrain
         if not isinstance(given, dict):
             raise SeFiError(f"the settings file {path} is no JSON object: write one")
     given = {**given, **changes}
-    known = {one.name for one in fields(EncoderTraining)}
+    known = {one.name for one in fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(given) - known):
         raise SeFiError(
             f"there is no setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}"
         )
-    return EncoderTraining(**given)
+    return kind(**given)
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """Settings from a command line, ``NAME=VALUE`` each; what is no JSON is a text."""
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
