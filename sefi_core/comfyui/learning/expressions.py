@@ -37,22 +37,39 @@ def expressions_in(
 
     ``identity`` has the class word's vectors, ``template`` is a training prompt, and ``masks`` (N,
     1, H, W) are the faces or None, ``sides`` as in :class:`ComfyDenoiser`. Costs 56 forward passes
-    of the U-Net per photo. ComfyUI's cancel button stops it.
+    of the U-Net per photo, as many at once as there is room for. ComfyUI's cancel button stops it.
     """
     phrases = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
     denoiser = ComfyDenoiser(
-        model, clip, [identity], prompts, latents, masks, sides=sides, with_maps=False
-    )
+        # Without gradients a pass takes no more memory than with checkpointing.
+        model, clip, [identity], prompts, latents, masks, sides=sides, checkpointing=True,
+        with_maps=False,
+    )  # fmt: skip
+    at_once = _at_once(model, latents, len(phrases))
     found = []
     for sample in range(len(latents)):
-        losses = {}
-        for number, phrase in enumerate(phrases):
-            losses[phrase] = 0.0
-            for timestep in TIMESTEPS:
+        face = None if masks is None else masks[sample : sample + 1]
+        losses = dict.fromkeys(phrases, 0.0)
+        for timestep in TIMESTEPS:
+            for first in range(0, len(phrases), at_once):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                batch = Batch([sample], [number], [timestep], timestep)
-                made = denoiser(identity.key_vectors, identity.key_vectors, batch)
-                losses[phrase] += noise_loss(made.output, made.target, made.face, 0.0).item()
+                numbers = range(len(phrases))[first : first + at_once]
+                batches = [Batch([sample], [number], [timestep], timestep) for number in numbers]
+                output, target = denoiser.predict_class_word({}, *batches)
+                known = None if face is None else face.to(output.device)
+                for row, number in enumerate(numbers):
+                    part = slice(row, row + 1)
+                    loss = noise_loss(output[part], target[part], known, 0.0)
+                    losses[phrases[number]] += loss.item()
         found.append(best_phrase(losses))
     return found
+
+
+def _at_once(model: ModelPatcher, latents: torch.Tensor, wanted: int) -> int:
+    """How many passes there is room for, as ComfyUI's ``calc_cond_batch`` counts."""
+    free = comfy.model_management.get_free_memory(model.load_device)
+    for count in range(wanted, 1, -1):
+        if model.memory_required([count, *latents.shape[1:]]) * 1.5 < free:
+            return count
+    return 1
