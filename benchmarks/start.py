@@ -88,7 +88,7 @@ class Curve(NamedTuple):
 
 CURVES = (
     Curve("SeFi from a predicted identity", REFINED, "predicted_steps", (5, 10, 25, 50, 100)),
-    Curve("SeFi from the class word", "sefi", "steps", (10, 25, 50, 100, 200)),
+    Curve("SeFi from the class word", "sefi", "steps", (10, 25, 50, 100, 300)),
     Curve(
         "textual inversion", "textual_inversion", "steps", (25, 100, 300), {"learning_rate": 5e-3}
     ),
