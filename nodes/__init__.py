@@ -21,6 +21,7 @@ NODES = {
     "SeFiLoadIdentity": "identity_files",
     "SeFiMixIdentities": "mix_identities",
     "SeFiApplyIdentity": "apply_identity",
+    "SeFiMixedAttention": "mixed_attention",
     "SeFiAttentionMap": "attention_map",
     "SeFiLikeness": "likeness",
     "SeFiPromptScore": "prompt_score",

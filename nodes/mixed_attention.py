@@ -48,10 +48,10 @@ class SeFiMixedAttention(io.ComfyNode):
                     options=list(TRAJECTORIES),
                     default="own",
                     tooltip=(
-                        "What the text draws. own: a whole picture of its own beside the identity's, "
+                        "What the text draws. own: a picture of its own beside the identity's, "
                         "from the same noise; strong, a step takes about twice as long. same: each "
                         "step of the identity's picture once more with the class word; weak, about "
-                        "one and a half times."
+                        "one and a half times as long."
                     ),
                 ),
                 io.Combo.Input(
@@ -60,8 +60,8 @@ class SeFiMixedAttention(io.ComfyNode):
                     default="off",
                     tooltip=(
                         "Moves the mean of what the identity's picture attends to, to that of the "
-                        "text's (AdaIN-mean): in the attention's keys, which decide where it looks, "
-                        "in its values, which decide what it draws, or in both."
+                        "text's (AdaIN-mean): in the attention's keys, which decide where it "
+                        "looks, in its values, which decide what it draws, or in both."
                     ),
                 ),
                 io.Combo.Input(

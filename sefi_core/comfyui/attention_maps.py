@@ -28,6 +28,7 @@ from .base_model import (
 from .clip.tokens import Tokens, check_clip, placeholders_in
 from .clip.words import word_columns
 from .unet.capture import PATCH, Layer, looking, previous_patch
+from .unet.mixing import without_mixing
 from .unet.sampling import uses_identities
 
 Tensor = torch.Tensor
@@ -170,8 +171,11 @@ class OneStep(comfy.samplers.Sampler):
 
 
 def _recording(model: ModelPatcher, recorder: Recorder, height: int) -> ModelPatcher:
-    """A clone of the MODEL whose cross-attention is recorded and otherwise what it was."""
-    clone = model.clone()
+    """A clone of the MODEL whose cross-attention is recorded and otherwise what it was.
+
+    Mixed attention computes the text's picture first, in which there is no identity.
+    """
+    clone = without_mixing(model)
     options = clone.model_options["transformer_options"]
     replaced = options.get("patches_replace", {}).get(PATCH, {})
     for block in cross_attention_layers(clone.model.diffusion_model):

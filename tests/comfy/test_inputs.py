@@ -15,6 +15,7 @@ from sefi_ide.nodes.face_mask import SeFiFaceMask
 from sefi_ide.nodes.identity_files import SeFiLoadIdentity, SeFiSaveIdentity
 from sefi_ide.nodes.likeness import SeFiLikeness
 from sefi_ide.nodes.mix_identities import SeFiMixIdentities
+from sefi_ide.nodes.mixed_attention import SeFiMixedAttention
 from sefi_ide.nodes.predict_identity import SeFiLoadFaceEncoder, SeFiPredictIdentity
 from sefi_ide.nodes.prompt_score import SeFiPromptScore
 from sefi_ide.nodes.train_identities import SeFiTrainIdentities
@@ -64,6 +65,26 @@ def test_apply(models, anna, changes, said):
     inputs = {"identity": anna, **changes}
     with pytest.raises(SeFiError, match=r"^SeFi Apply Identity: ") as caught:
         SeFiApplyIdentity.execute(models[0], models[1], **inputs)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trajectory": "none"}, "trajectory is 'none': choose one of own, same"),
+        ({"adain_mean": None}, "adain_mean is 'None': choose one of off, keys, values"),
+        ({"face_hidden": 7}, "face_hidden is '7': choose one of automatic, off"),
+        ({"identity": "me"}, "identity is 'me': choose one of SeFi, other nodes"),
+        ({"start_percent": NAN}, "start_percent is not a number (NaN)"),
+        ({"end_percent": 50}, "end_percent is 50: set it to 1 or less"),
+        ({"start_percent": 0.6, "end_percent": 0.4}, "the range is empty, start_percent 0.6 to"),
+        ({"face_mask": torch.ones(1, 4, 4) * NAN}, "face_mask holds values that are not numbers"),
+        ({"face_mask": torch.ones(0, 4, 4)}, "face_mask is a batch of no masks"),
+    ],
+)
+def test_mixed_attention(models, changes, said):
+    with pytest.raises(SeFiError, match=r"^SeFi Mixed Attention: ") as caught:
+        SeFiMixedAttention.execute(models[0], **changes)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -265,6 +286,7 @@ def good_inputs(models, anna):
             "templates": "a photo of <name>",
             "steps": 1,
         },
+        SeFiMixedAttention: {"model": model, "face_mask": torch.ones(1, 8, 8)},
         SeFiFaceMask: {"image": torch.zeros(1, 64, 64, 3), "detector": "auto"},
         SeFiSaveIdentity: {"identity": anna, "file_name": "", "if_exists": "error"},
         SeFiLikeness: dict.fromkeys(

@@ -138,6 +138,19 @@ def everything() -> Prompt:
             prompts="a photo of <anna> in a hat", likeness=["14", 4], identity=["4", 0],
             fulfilled="closest prompt", threshold=0.22,
         ),
+        "30": node(
+            "SeFiMixedAttention", model=["20", 0], trajectory="own", adain_mean="keys and values",
+            face_hidden="automatic", start_percent=0.0, end_percent=1.0, identity="SeFi",
+            face_mask=["19", 0],
+        ),
+        "31": node("CLIPTextEncode", clip=["20", 1], text="a photo of <anna>"),
+        "32": node(
+            "KSampler", model=["30", 0], positive=["31", 0], negative=["31", 0],
+            latent_image=["9", 0], seed=0, steps=1, cfg=1.0, sampler_name="euler",
+            scheduler="normal", denoise=1.0,
+        ),
+        "33": node("VAEDecode", samples=["32", 0], vae=["1", 2]),
+        "34": node("PreviewImage", images=["33", 0]),
     }  # fmt: skip
 
 

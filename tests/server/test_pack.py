@@ -22,6 +22,7 @@ NODE_IDS = [
     "SeFiLoadIdentity",
     "SeFiMixIdentities",
     "SeFiApplyIdentity",
+    "SeFiMixedAttention",
     "SeFiAttentionMap",
     "SeFiLikeness",
     "SeFiPromptScore",

@@ -92,7 +92,7 @@ class Mixing:
         timestep: torch.Tensor,
         model_options: dict[str, Any],
     ) -> list[torch.Tensor]:
-        """Compute a call as that of the text, as that of the identity, or as one after the other."""
+        """Compute a call for the text, for the identity, or for one after the other."""
 
         def compute(groups: Groups, step: Step | None) -> list[torch.Tensor]:
             options = self._options(model_options, step, groups)
