@@ -7,7 +7,7 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
 .PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos test-browser
-.PHONY: bench-quality bench-cost bench-full bench-start bench-together encoder-mini
+.PHONY: bench-quality bench-cost bench-full bench-start bench-styles bench-together encoder-mini
 
 setup:
 	@bash tools/setup.sh
@@ -67,6 +67,11 @@ bench-start: setup
 bench-people: export WORLD := 2
 bench-people: setup
 	@$(VENV) -m benchmarks.people
+
+# Styles are of the second drawn world, too.
+bench-styles: export WORLD := 2
+bench-styles: setup
+	@$(VENV) -m benchmarks.styles
 
 # FAMILY=sdxl wants 16 GB of memory and 7 GB in the folder for temporary files.
 bench-full: setup
