@@ -6,7 +6,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..sefi_core.attention.heat_maps import heat_picture
+from ..sefi_core.attention.region_pictures import region_picture
 from ..sefi_core.comfyui.attention_maps import attention_maps
+from ..sefi_core.dividing import divided_pictures
 from ..sefi_core.errors import SeFiError, raised_by
 from .types import CATEGORY, CLIP, IMAGE, LATENT, MODEL, TEXT, check_input
 
@@ -83,6 +85,20 @@ class SeFiAttentionMap(io.ComfyNode):
                     display_name="maps",
                     tooltip="The same maps as masks without labels, the highest value being 1.",
                 ),
+                io.Image.Output(
+                    display_name="regions",
+                    tooltip=(
+                        "The picture divided among the words, one picture per latent: whose part "
+                        "is where, by the same rule as regions: automatic of SeFi Apply Identity."
+                    ),
+                ),
+                io.Mask.Output(
+                    display_name="region masks",
+                    tooltip=(
+                        "These parts as masks, for the region of SeFi Apply Identity: all of the "
+                        "first word come first. At each place they come to 1."
+                    ),
+                ),
             ],
         )
 
@@ -127,4 +143,15 @@ class SeFiAttentionMap(io.ComfyNode):
                 for number, one in enumerate(maps)
             ]
         )
-        return io.NodeOutput(heat, maps, ui=ui.PreviewImage(heat, cls=cls))
+        parts = divided_pictures(found.layers, len(chosen), size or found.size)
+        regions = torch.stack(
+            [
+                region_picture(
+                    parts[number::latents],
+                    None if image is None else image[number % len(image)][..., :3],
+                    chosen,
+                )
+                for number in range(latents)
+            ]
+        )
+        return io.NodeOutput(heat, maps, regions, parts, ui=ui.PreviewImage(heat, cls=cls))

@@ -7,9 +7,12 @@ are, and only then it is asked which group is whose.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
+
+from .regions import resized
 
 REGIONS = ("off", "automatic")
 """Whether an identity without a region shares the picture with others of a prompt."""
@@ -44,6 +47,21 @@ def divided(maps: torch.Tensor) -> torch.Tensor:
     nearest = torch.cdist(places, middles).argmin(1)
     order = _order(relative, weights, nearest, middles)
     return shares_about(middles[order], (height, width))
+
+
+def divided_pictures(
+    layers: Sequence[torch.Tensor], people: int, size: tuple[int, int]
+) -> torch.Tensor:
+    """The shares (people * pictures, height, width) of several pictures, in another ``size``.
+
+    ``layers`` has of each layer the maps (people * pictures, height, width) at a size of its own;
+    all of the first person come first.
+    """
+    grid = max(layer.shape[1] for layer in layers), max(layer.shape[2] for layer in layers)
+    maps = torch.stack([resized(layer, grid) for layer in layers]).sum(0).cpu()
+    of_pictures = maps.unflatten(0, (people, -1)).unbind(1)
+    shares = torch.stack([divided(one) for one in of_pictures], dim=1)
+    return resized(shares.flatten(0, 1), size)
 
 
 def weights_of(relative: torch.Tensor) -> torch.Tensor:
