@@ -7,7 +7,7 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PHOTO CKPT
 
 .PHONY: setup lint test fuzz demo thumbnails mini-sd-check main-job test-photos test-browser
-.PHONY: bench-quality bench-cost bench-full bench-start bench-styles bench-together encoder-mini
+.PHONY: bench-quality bench-cost bench-full bench-start bench-styles bench-together encoder-mini adapter-mini
 
 setup:
 	@bash tools/setup.sh
@@ -59,6 +59,9 @@ test-browser: setup
 
 encoder-mini: setup
 	@$(VENV) -m benchmarks.encoder_mini
+
+adapter-mini: setup
+	@$(VENV) -m benchmarks.adapter_mini
 
 bench-start: setup
 	@$(VENV) -m benchmarks.start

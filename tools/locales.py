@@ -112,10 +112,11 @@ def _value(setting: str, key: str) -> str:
 def load_nodes() -> list[type[io.ComfyNode]]:
     """All nodes of the pack; ComfyUI must be importable. Raises ``RuntimeError`` if one is not."""
     from sefi_ide import nodes
-    from sefi_ide.sefi_core.comfyui import face_encoders, library
+    from sefi_ide.sefi_core.comfyui import face_adapters, face_encoders, library
 
     library.register_model_folder()
     face_encoders.register_model_folder()
+    face_adapters.register_model_folder()
     loaded = nodes.load()
     if len(loaded) != len(nodes.NODES):
         raise RuntimeError("Not every node could be loaded, see the log.")
