@@ -106,17 +106,14 @@ class Texts:
     def _identities(self) -> Run | None:
         return self.guider.model_options.get("transformer_options", {}).get(RUN_KEY)
 
-    def any(self) -> bool:
-        """Whether a conditioning has an identity at any noise level."""
+    def any(self, sigma: float) -> bool:
+        """Whether an identity acts in a conditioning at a noise level."""
         if self.of_others:
             return bool(self._of_text)
         return any(
             _differs(row, text, sigma)
             for number in range(len(self.conds))
             for row, text in self._rows_of(number)
-            for segment in row
-            for one in segment.injections
-            for sigma in (one.lowest, one.highest)
         )
 
     def acting(self, group: Sequence[dict[str, Any]] | None, sigma: float) -> frozenset[int]:

@@ -52,7 +52,7 @@ class OwnTrajectory:
     ) -> torch.Tensor:
         """Sample both; what comes back, and what ``callback`` gets, is of the identity's alone."""
         mixing, levels = self.mixing, sigmas.tolist()
-        if not any(map(mixing.acts_at, levels[:-1])) or not mixing.texts.any():
+        if not any(mixing.acts_at(level) and mixing.texts.any(level) for level in levels[:-1]):
             return executor(
                 guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask,
                 disable_pbar,
