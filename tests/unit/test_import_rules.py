@@ -20,7 +20,9 @@ OPTIONAL = {"insightface", "onnxruntime", "diffusers", "skimage", "accelerate", 
 FORBIDDEN = {"pickle", "requests", "urllib", "http", "socket", "aiohttp", "huggingface_hub"}
 
 ROOMS = (
-    {"encoder_training"},
+    {"adapter_training"},
+    {"encoder_training", "face_adapters"},
+    {"face_embedding"},
     {"learning", "likeness", "prompt_score"},
     {"face_encoders", "embedding_files"},
     {"apply", "attention_maps", "faces", "library"},
