@@ -2,7 +2,8 @@
 
 Draws people whom neither a benchmark nor the miniature's vocabulary has, writes them as PNG files
 with JSON lines into ``build/encoder_mini``, and trains both networks as ``tools/train_encoder.py``
-does for anybody. It goes on where it was stopped. The result is :data:`RESULT`. It shares neither
+does for anybody. Some are twins, with the same hair and skin: else the encoder need not look at the
+rest of a face. It goes on where it was stopped. The result is :data:`RESULT`. It shares neither
 weights nor training with the judges that benchmarks measure by.
 """
 
@@ -19,6 +20,7 @@ from sefi_ide.sefi_core.comfyui.encoder_training import Checkpoint
 from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining, read_settings
 from sefi_ide.tests.mini_sd import render, wishes, world
 from sefi_ide.tests.mini_sd.checkpoints import FACE_ENCODER
+from sefi_ide.tests.mini_sd.editions import EDITION
 from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.train_encoder import RESULT as TRAINED
@@ -26,7 +28,7 @@ from sefi_ide.tools.train_encoder import train_encoder, train_mapping
 
 logger = logging.getLogger(__name__)
 
-BUILD = REPOSITORY / "build" / "encoder_mini"
+BUILD = REPOSITORY / "build" / f"encoder_mini_{EDITION.number}"
 RESULT = FACE_ENCODER
 SETTINGS = REPOSITORY / "benchmarks" / "encoder_mini.json"
 FORMS: dict[str, dict[str, object]] = {
@@ -37,9 +39,16 @@ FORMS: dict[str, dict[str, object]] = {
     "five stages, K and V apart": {"stages": 5, "keys_apart": True},
 }
 """What a mapping can predict; settings that differ from those of the shipped encoder."""
-PEOPLE, PHOTOS = 800, 10
+FAMILIES, TWINS, PHOTOS = 700, 4, 4
 FIRST_SEED = 300_000
 """Of the people's looks; those of the miniature's training and of ``unseen_look`` are others."""
+
+
+def family(number: int) -> list[world.Look]:
+    """Twins, whom all but hair and skin tell apart."""
+    rng = np.random.default_rng(FIRST_SEED + number)
+    first = world.random_look(rng)
+    return [first, *(world.twin_look(first, rng) for _ in range(TWINS - 1))]
 
 
 def draw_people(folder: Path) -> Path:
@@ -49,8 +58,7 @@ def draw_people(folder: Path) -> Path:
         return lines
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for person in range(PEOPLE):
-        look = world.random_look(np.random.default_rng(FIRST_SEED + person))
+    for person, look in enumerate(look for n in range(FAMILIES) for look in family(n)):
         for number in range(PHOTOS):
             seed = FIRST_SEED + PHOTOS * person + number
             wish = wishes.random_wish(np.random.default_rng(seed))

@@ -20,13 +20,17 @@ EXPRESSION_WIDTH = 64
 """Numbers that describe an expression, as 3-D face reconstructors give them."""
 
 
+PLACE_WIDTH = 32
+"""Numbers that are read at each place of :attr:`EncoderShape.grid`."""
+
+
 @dataclass(frozen=True)
 class EncoderShape:
     """Sizes of an encoder, by default those of the published one.
 
     ``kind`` "vit" is a vision transformer of ``depth`` blocks whose class token is read after each
     block of ``taps`` (counted from 0); "cnn" has a stage of convolutions for each of ``widths``,
-    and is read after each of them.
+    and is read after each of them, and after the last at ``grid`` x ``grid`` places, too.
     """
 
     kind: Literal["vit", "cnn"] = "vit"
@@ -36,11 +40,14 @@ class EncoderShape:
     heads: int = 12
     taps: tuple[int, ...] = (2, 5, 8, 11)
     widths: tuple[int, ...] = ()
+    grid: int = 0
 
     @property
     def features(self) -> int:
         """How many numbers describe a face."""
-        return len(self.taps) * self.width if self.kind == "vit" else sum(self.widths)
+        if self.kind == "vit":
+            return len(self.taps) * self.width
+        return sum(self.widths) + self.grid**2 * PLACE_WIDTH
 
     def build(self) -> nn.Module:
         """The network, faces (B, 3, SIDE, SIDE) in [-1, 1] to (B, features)."""
@@ -58,6 +65,7 @@ class EncoderShape:
         if not all(isinstance(size, int) and 0 < size <= 4096 for size in whole) or (
             self.kind not in ("vit", "cnn")
             or max(self.depth, len(self.widths)) > 64
+            or not (isinstance(self.grid, int) and 0 <= self.grid <= 16)
             or not (self.widths if self.kind == "cnn" else self.taps)
             or not set(self.taps) <= set(range(self.depth))
             or self.width % self.heads
@@ -128,7 +136,11 @@ class _Attention(nn.Module):
 
 
 class ConvolutionEncoder(nn.Module):
-    """The same idea in a small network: the mean over the picture after each stage, normalised."""
+    """The same idea in a small network: the mean over the picture after each stage, normalised.
+
+    A mean does not say how far apart the eyes are: with a ``grid`` the last stage is read at its
+    places as well.
+    """
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -147,13 +159,20 @@ class ConvolutionEncoder(nn.Module):
                 )
             )
             before = width
+        self.grid = shape.grid
+        if self.grid:
+            self.at_places = nn.Conv2d(before, PLACE_WIDTH, 1)
+            self.places_norm = nn.BatchNorm1d(self.grid**2 * PLACE_WIDTH)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        """Features (B, sum of widths) of faces (B, 3, SIDE, SIDE) in [-1, 1]."""
+        """Features (B, :attr:`EncoderShape.features`) of faces (B, 3, SIDE, SIDE) in [-1, 1]."""
         x, read = faces, []
         for stage, norm in zip(self.stages, self.norms, strict=True):
             x = stage(x)
             read.append(norm(x.mean((2, 3))))
+        if self.grid:
+            places = F.adaptive_avg_pool2d(self.at_places(x), self.grid)
+            read.append(self.places_norm(places.flatten(1)))
         return torch.cat(read, dim=1)
 
 
