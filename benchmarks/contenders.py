@@ -414,14 +414,31 @@ def _pytorch_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
 # --- sampling ---------------------------------------------------------------------------------
 
 
+def halves() -> list[torch.Tensor]:
+    """The left and the right half of a picture as masks, with a soft seam."""
+    left = torch.linspace(8.0, -8.0, 256).sigmoid().expand(1, 256, 256)
+    return [left, 1 - left]
+
+
 class Sampling:
     """ComfyUI's sampling of a prompt with some identities applied, or with none."""
 
-    def __init__(self, models: Models, identities: Sequence[Identity], words: int) -> None:
-        """The prompt has ``words`` people: the identities, then the class word."""
+    def __init__(
+        self,
+        models: Models,
+        identities: Sequence[Identity],
+        words: int,
+        regions: Sequence[torch.Tensor] | str = "off",
+    ) -> None:
+        """The prompt has ``words`` people: the identities, then the class word.
+
+        ``regions`` are masks for the identities, or "automatic".
+        """
         self.model, self.clip = models.model, models.clip
-        for identity in identities:
-            self.model, self.clip = apply_identity(self.model, self.clip, AppliedIdentity(identity))
+        for number, identity in enumerate(identities):
+            how = {"regions": regions} if isinstance(regions, str) else {"region": regions[number]}
+            applied = AppliedIdentity(identity, **how)
+            self.model, self.clip = apply_identity(self.model, self.clip, applied)
         people = [identity.placeholder for identity in identities]
         people += [CLASS_WORD] * (words - len(people))
         self.prompt = "a photo of " + " and ".join(people)

@@ -42,6 +42,7 @@ from .contenders import (
     Models,
     Sampling,
     TextualInversion,
+    halves,
     seconds_of,
     some_identities,
 )
@@ -60,6 +61,9 @@ HIGHEST = {
     "sampling_two_identities": 1.05,
     "memory_over_floor": 1.15,
 }
+HIGHEST_REGIONS = 1.05
+"""Of ``regions_...`` over two identities everywhere, at the true shape. On the miniature the keys
+and values of one more context alone are 0.03 of a step, and small operations as much again."""
 HIGHEST_INVERSION = 1.05
 """Of ``step_over_inversion``, on a GPU at 512 pixels."""
 HIGHEST_GROWTH = 1.10
@@ -188,10 +192,22 @@ def measure_sampling(models: Models, plan: Plan) -> dict[str, float]:
         plan,
         [(ratios(name, "none"), HIGHEST[f"sampling_{name}"]) for name in names[1:]],
     )
+    regions = {
+        "none": variants["two_identities"],
+        "given": Sampling(models, identities, 2, halves()),
+        "automatic": Sampling(models, identities, 2, "automatic"),
+    }
+    with_regions = interleaved(
+        {name: partial(v, plan.side, plan.steps) for name, v in regions.items()},
+        plan,
+        [(ratios(name, "none"), HIGHEST_REGIONS) for name in ("given", "automatic")],
+    )
     encoding = interleaved(
         {name: partial(seconds_of, v.encode, plan.steps) for name, v in variants.items()}, plan
     )
     figures = {f"sampling_{name}": ratio(sampling, name, "none") for name in names[1:]}
+    for name in ("given", "automatic"):
+        figures[f"regions_{name}"] = ratio(with_regions, name, "none")
     return figures | {f"encoding_{name}": ratio(encoding, name, "none") for name in names[1:]}
 
 
@@ -263,6 +279,7 @@ def bars_of(shape: str, found: Mapping[str, float]) -> dict[str, float]:
     if shape == "full_shape":
         # A copy of the miniature would be too small to see in the memory of a process.
         bars["memory_bytes_per_unet_parameter"] = HIGHEST_SECOND_UNET
+        bars |= {name: HIGHEST_REGIONS for name in found if name.startswith("regions_")}
         if torch.cuda.is_available():
             bars["step_over_inversion"] = HIGHEST_INVERSION
     return bars
