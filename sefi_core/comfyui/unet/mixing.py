@@ -3,8 +3,9 @@
 Each step is computed twice. The first pass is the *text version*: class words in the places of
 placeholders, other packs' identities taken away (:mod:`.text_version`). What every self-attention
 layer attends to is recorded. In the second pass the rows with an identity attend to that besides
-their own, the others twice to their own, which changes nothing (:mod:`.mixing_step`). The text's
-rows see either the same latents, or those of a picture of their own (:mod:`.trajectory`).
+their own (:mod:`.mixing_step`); others that ComfyUI computes with them, of the same guidance, twice
+to their own, which changes nothing. The text's rows see either the same latents, or those of a
+picture of their own (:mod:`.trajectory`).
 
 All of it is set up for one sampling, in the guider's copies of options and conditionings, by an
 ``OUTER_SAMPLE`` wrapper. ``CALC_COND_BATCH`` makes the passes, ``DIFFUSION_MODEL`` the patches of a
@@ -107,22 +108,25 @@ class Mixing:
             self.steps.append(step)
             return compute([self.texts.of(group) for group in conds], step)
         if self.now is Pass.IDENTITY:
-            step = self.steps.popleft() if self.steps else None
-            if step is not None and step.numbers == acting:
-                step.recording, step.latents = False, x
-                return compute(conds, step)
-        if step is None or self.now is Pass.IDENTITY:
+            recorded = self.steps.popleft() if self.steps else None
+            step = recorded if recorded is not None and recorded.numbers == acting else None
+        if step is None:
             return executor(model, conds, x, timestep, model_options)
-        # What has no identity is of one pass only: of that in which other nodes' patches are.
-        late = self.settings.of_others
-        pairs = list(zip(conds, numbers, strict=True))
-        text = compute(
-            [self.texts.of(group) if own or not late else None for group, own in pairs], step
-        )
-        step.recording = False
-        drawn = compute([group if own or late else None for group, own in pairs], step)
+        identities = [group if own else None for group, own in zip(conds, numbers, strict=True)]
+        others = [None if own else group for group, own in zip(conds, numbers, strict=True)]
+        plain: list[torch.Tensor] | None = None
+        if self.now is Pass.BOTH:
+            # Where other nodes' patches are taken away, what has no identity must not lose them.
+            groups = identities if self.settings.of_others else conds
+            text = compute([self.texts.of(group) for group in groups], step)
+            plain = None if self.settings.of_others else text
+        step.recording, step.latents = False, x
+        drawn = compute(identities, step)
+        if plain is None and any(others):
+            plain = executor(model, others, x, timestep, model_options)
         return [
-            two if own or late else one for one, two, own in zip(text, drawn, numbers, strict=True)
+            one if own or plain is None else plain[number]
+            for number, (one, own) in enumerate(zip(drawn, numbers, strict=True))
         ]
 
     def diffusion_model(
