@@ -109,19 +109,21 @@ class AdapterTask(nn.Module):
         self.settings, self.embedder = settings, recogniser.embedder
         attentions = cross_attention_layers(checkpoint.model.model.diffusion_model)
         self.blocks = in_file_order(list(attentions))
-        context = attentions[self.blocks[0]].get_submodule("to_k").weight.shape[1]
+        to_k: Any = attentions[self.blocks[0]].get_submodule("to_k")
         states = faces.tensors["states"].shape[-1] if _looks_at_pictures(settings) else 0
         sizes = Sizes(
-            recogniser.embedder.width, int(context), settings.tokens, states, depth=settings.depth
+            recogniser.embedder.width,
+            to_k.weight.shape[1],
+            settings.tokens,
+            states,
+            depth=settings.depth,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.projection = _projection(settings.variant, sizes)
         # They begin where the text's keys and values are made.
-        self.to_k, self.to_v = (
-            nn.ModuleList(_begun_at(attentions[block].get_submodule(name)) for block in self.blocks)
-            for name in ("to_k", "to_v")
-        )
+        self.to_k = _begun_at([attentions[block].get_submodule("to_k") for block in self.blocks])
+        self.to_v = _begun_at([attentions[block].get_submodule("to_v") for block in self.blocks])
         no_states = None
         if recogniser.clip is not None and states:
             nothing = torch.zeros(0, CLIP_SIDE, CLIP_SIDE, 3)
@@ -320,10 +322,13 @@ def _looks_at_pictures(settings: AdapterTraining) -> bool:
     return settings.variant != "faceid"
 
 
-def _begun_at(layer: nn.Module) -> nn.Linear:
-    """A layer of its own with the weight of a frozen one."""
-    weight: Any = layer.weight
-    own = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    with torch.no_grad():
-        own.weight.copy_(weight.detach().float())
-    return own
+def _begun_at(layers: Sequence[Any]) -> nn.ModuleList:
+    """Layers of their own with the weights of frozen ones."""
+    made = nn.ModuleList()
+    for layer in layers:
+        outputs, inputs = layer.weight.shape
+        own = nn.Linear(inputs, outputs, bias=False)
+        with torch.no_grad():
+            own.weight.copy_(layer.weight.detach().float())
+        made.append(own)
+    return made

@@ -126,9 +126,7 @@ def adapter_for(
         with torch.no_grad():
             for parameter in projection.parameters():
                 parameter.copy_((parameter * 1.5).half())
-        layers = [
-            Layer(*(_half(count, width) * width**-0.5 for _ in "kv")) for count in channels
-        ]
+        layers = [Layer(*(_half(count, width) * width**-0.5 for _ in "kv")) for count in channels]
         lora = {}
         for number, count in enumerate(channels):
             for name in ("q", "k", "v", "out") if rank else ():

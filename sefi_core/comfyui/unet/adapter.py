@@ -211,10 +211,11 @@ class Addition:
         q: torch.Tensor,
     ) -> torch.Tensor:
         """A region's share of each query, (rows, queries, 1)."""
-        size = tuple(options["activations_shape"][-2:])
-        key = beside, size, tuple(places)
+        height, width = options["activations_shape"][-2:]
+        key = beside, height, width, tuple(places)
         if key not in self._planes:
-            planes = [resized(self.run.share(beside, place)[None], size)[0] for place in places]
+            shares = (self.run.share(beside, place)[None] for place in places)
+            planes = [resized(share, (height, width))[0] for share in shares]
             self._planes[key] = torch.stack(planes).flatten(1)[..., None].to(q)
         return self._planes[key]
 
