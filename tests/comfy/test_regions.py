@@ -112,6 +112,27 @@ def test_without_a_region_the_same_bits(setting, regions):
     assert not any("parts" in phase for phase in payload["phases"])
 
 
+@pytest.mark.parametrize("kind", ["tokens", "position-free"])
+def test_an_identity_whose_context_is_the_conditionings_own(setting, kind):
+    """K = V and one stage, as after textual inversion or from a face encoder."""
+    alike = {name: rows[:1] for name, rows in setting.anna.value_vectors.items()}
+    free = kind == "position-free"
+    one = replace(setting.anna, key_vectors=alike, value_vectors=alike, position_free=free)
+
+    def drawn(**settings):
+        plain = setting.plain
+        applied = SeFiApplyIdentity.execute(plain.model, plain.clip, one, **settings).result
+        return text_case()(World(*applied, setting.applied.people), setting.noise)
+
+    class_word = text_case()(setting.plain, setting.noise)
+    everywhere = drawn()
+    assert difference(everywhere, class_word) > VISIBLE
+    assert difference(drawn(region=ZEROS), class_word) < EQUAL
+    assert difference(drawn(region=ONES), everywhere) < EQUAL
+    assert difference(drawn(region=LEFT), everywhere) > VISIBLE
+    assert difference(drawn(region=LEFT), class_word) > VISIBLE
+
+
 @pytest.mark.parametrize(
     "mask",
     [LEFT, FEATHER, FEATHER[:, :, :50], torch.rand(1, 3, 5), torch.rand(1, 37, 5), LEFT[0]],

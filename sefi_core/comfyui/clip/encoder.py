@@ -375,7 +375,11 @@ def _payload(
     context: torch.Tensor,
     pooled: torch.Tensor | None,
 ) -> Payload | None:
-    """What a prompt carries besides its context, None if that is all there is to it."""
+    """What a prompt carries besides its context, None if that is the class word's at all times.
+
+    Where its context is all there is to it, as with K = V and one stage, the payload says so:
+    another prompt's, with a region, may have the same context.
+    """
     base = context.clone()  # the registry must not keep the context itself alive
     base_pooled = None if pooled is None else pooled.clone()
     mean = prompt.replacements("value", dict.fromkeys(applied))
@@ -405,7 +409,8 @@ def _payload(
             else:
                 phase |= {**prompt.contexts(stages), "parts": parts}
             phases.append(phase)
-    if all(
+    tells = prompt.tells(mean)
+    if not tells and all(
         phase["key"] is base and phase["value"] is base and "parts" not in phase for phase in phases
     ):
         return None
@@ -413,7 +418,7 @@ def _payload(
         "names": " ".join(sorted(applied)),
         "base": base,
         "pooled": base_pooled,
-        "tells": prompt.tells(mean),
+        "tells": tells,
         "phases": phases,
         "word": prompt.class_word(applied),
     }
