@@ -143,7 +143,9 @@ def main() -> None:
     best = means[f"trained with text {texts[0]}"]["id"]
     way = (best - lowest) / (highest - lowest)
     print(
-        json.dumps({**measured_at(), "people": people, "prompts": count, "rows": means, "way": way})
+        json.dumps(
+            {"commit": measured_at(), "people": people, "prompts": count, "rows": means, "way": way}
+        )
     )
     sys.exit(0 if way >= BAR else 1)
 

@@ -256,8 +256,8 @@ class AdapterTask(nn.Module):
         """What was learned."""
         settings = self.settings
         layers = [
-            Layer(k.weight.detach().float().cpu(), v.weight.detach().float().cpu())
-            for k, v in zip(self.to_k, self.to_v, strict=True)
+            Layer(*(one.state_dict()["weight"].detach().float().cpu() for one in pair))
+            for pair in zip(self.to_k, self.to_v, strict=True)
         ]
         return FaceAdapter(
             settings.variant,
