@@ -44,7 +44,7 @@ def person_mask(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     ``layers`` are maps (height, width) of the attention to the word, each at its layer's size. The
     highest of each is 1, their mean is taken at the largest size, and made steeper.
     """
-    size = max(tuple(layer.shape) for layer in layers)
+    size = max((layer.shape[0], layer.shape[1]) for layer in layers)
     planes = torch.cat([resized(layer[None].float(), size) for layer in layers])
     planes = planes / planes.amax((1, 2), keepdim=True).clamp_min(1e-12)
     together = planes.mean(0)
