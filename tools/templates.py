@@ -14,7 +14,10 @@ APP = "Learn a person from one photo, as an app (SD 1.5)"
 MOST_ALIKE = "Learn a person and keep the most alike (SD 1.5)"
 PAINTED_MASK = "Learn a pet or a thing with a painted mask (SD 1.5)"
 DRAW = "Draw a learned person (SD 1.5)"
-ALL = (QUICK_START, QUICK_START_SDXL, APP, MOST_ALIKE, PAINTED_MASK, DRAW)
+TWO_PAINTED = "Two people with painted masks (SD 1.5)"
+TWO_FOUND = "Two people, places found automatically (SD 1.5)"
+TWO = (TWO_PAINTED, TWO_FOUND)
+ALL = (QUICK_START, QUICK_START_SDXL, APP, MOST_ALIKE, PAINTED_MASK, DRAW, *TWO)
 
 
 def template(name: str) -> dict[str, Any]:

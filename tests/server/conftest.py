@@ -37,8 +37,9 @@ def shipped_prompt(object_info):
             node["inputs"]["ckpt_name"] = MINI_SD.name
         for node in nodes_of(prompt, "LoadImage"):
             node["inputs"]["image"] = picture
-        for node in nodes_of(prompt, "SeFiLoadIdentity"):
-            node["inputs"]["file"] = "anna.safetensors"
+        people = ("anna.safetensors", "ben.safetensors")
+        for node, file in zip(nodes_of(prompt, "SeFiLoadIdentity"), people, strict=False):
+            node["inputs"]["file"] = file
         return prompt
 
     return make

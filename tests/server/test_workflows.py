@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from sefi_ide.tests.server.browser.identities import put_identity
 from sefi_ide.tests.sface import MODEL, sface_file
 from sefi_ide.tools.server import ServerError
-from sefi_ide.tools.templates import ALL, DRAW, MOST_ALIKE, PAINTED_MASK, QUICK_START
+from sefi_ide.tools.templates import (
+    ALL,
+    DRAW,
+    MOST_ALIKE,
+    PAINTED_MASK,
+    QUICK_START,
+    TWO,
+    TWO_FOUND,
+    TWO_PAINTED,
+)
 from sefi_ide.tools.templates import QUICK_START_SDXL as SDXL
 from sefi_ide.tools.workflow import nodes_of
 
-ITS_OWN = {(MOST_ALIKE, "keep")}
+ITS_OWN = {(MOST_ALIKE, "keep"), (TWO_FOUND, "regions")}
 """What a workflow is about, and sets itself: its name and the input."""
 
 
@@ -84,7 +94,10 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
     run = quick_start
     if name == MOST_ALIKE:
         with_a_recogniser(server)
-    photo = painted if name == PAINTED_MASK else picture
+    if name in TWO:
+        for person in ("anna", "ben"):
+            put_identity(server, f"{person}.safetensors", person)
+    photo = painted if name in (PAINTED_MASK, TWO_PAINTED) else picture
     if name != QUICK_START:
         run = server.run(with_few_steps(shipped_prompt(name, photo)))
     pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in run.pictures("SaveImage")]
@@ -105,7 +118,7 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
         alpha = np.asarray(cut_out.getchannel("A"))
         assert alpha[100, 200] == 255  # the head stays
         assert alpha[400, 400] == 0
-    elif name != DRAW:
+    elif name not in (DRAW, *TWO):
         (over_the_photo,) = run.pictures("SeFiFaceMask")
         assert Image.open(io.BytesIO(over_the_photo)).size == (512, 512)
 
@@ -136,4 +149,4 @@ def test_a_workflow_has_the_defaults_of_the_nodes(name, server, shipped_prompt, 
             wanted = default if isinstance(default, str) else pytest.approx(default)
             assert value == wanted, f"{node['class_type']}.{key}"
             compared.add(type(default))
-    assert compared >= ({float} if name == DRAW else {int, float, str})
+    assert compared >= ({float} if name in (DRAW, *TWO) else {int, float, str})

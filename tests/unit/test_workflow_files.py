@@ -94,8 +94,11 @@ def test_templates_and_placeholders_that_are_named_in_notes_exist(workflow):
     learned = [
         n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "SeFiTrainIdentity"
     ]
-    for placeholder in re.findall(r"`<(\w+)>`", texts(workflow)):
-        assert placeholder in (learned or ["anna"])
+    loaded = [node for node in workflow["nodes"] if node["type"] == "SeFiLoadIdentity"]
+    known = learned or ["anna", "ben"][: len(loaded)]
+    assert set(re.findall(r"`<(\w+)>`", texts(workflow))) <= {*known}
+    prompts = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "CLIPTextEncode"]
+    assert set(re.findall(r"<(\w+)>", " ".join(prompts))) == {*known}
     for name in re.findall(r"template \*([^*]+)\*", texts(workflow)):
         assert any(known.startswith(name) for known in ALL), name
 
