@@ -47,6 +47,8 @@ ALONE = ("plain", "given")
 SHARES = {"given": 0.8, "automatic": 0.65}
 """Of the share of named pairs in which both are recognised."""
 PLAIN_IS_HIGH = 0.4
+LEAST_NAMED = 0.5
+"""With fewer named pairs recognised the miniature is not good enough to measure with."""
 PROMPT_TOLERANCE = 0.05
 ALONE_TOLERANCE = 0.02
 FIGURES = {
@@ -104,6 +106,11 @@ def missed(groups: Mapping[str, Rows]) -> list[str]:
     """The bars that the figures do not reach, in words; those of groups that are there."""
     lines = []
     both, prompt = (means(groups["pairs"], figure) for figure in ("all", "prompt"))
+    if both["named"] < LEAST_NAMED:
+        lines.append(
+            f"both of named pairs are recognised in {both['named']:.3f} only, below "
+            f"{LEAST_NAMED:g} the other bars say nothing"
+        )
     for row, share in SHARES.items():
         bars = {f"{share:g} of what named pairs reach": share * both["named"]}
         if both["plain"] > PLAIN_IS_HIGH:

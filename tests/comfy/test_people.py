@@ -76,6 +76,7 @@ def test_good_figures_miss_no_bar():
         ),
         ([("pairs", "given", "prompt", 0.84)], "prompt of two with regions given is 0.840"),
         ([("triples", "automatic", "all", 0.1)], "all of three.*0.100 with regions found"),
+        ([("pairs", "named", "all", 0.49)], "0.490 only"),
         ([("alone", "given", "id_p", 0.67)], "alone has an ID.P. of 0.670 with a region"),
     ],
 )
