@@ -36,17 +36,17 @@ def divided(maps: torch.Tensor) -> torch.Tensor:
 
     ``maps`` (people, height, width) say how much each place looks at each one's words; the first
     person's word comes first in the prompt. Shares are nowhere below 0, come to 1 everywhere, and
-    have soft seams.
+    have soft seams. Values that are no numbers count as 0.
     """
     count, height, width = maps.shape
-    maps = maps.double().flatten(1)
+    maps = maps.double().nan_to_num(0.0, 0.0, 0.0).flatten(1)
     relative = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
-    weights = weights_of(relative)
+    weights = _weights(relative)
     places = _places(height, width)
     middles = _middles(places, weights, count)
     nearest = torch.cdist(places, middles).argmin(1)
-    order = _order(relative, weights, nearest, middles)
-    return shares_about(middles[order], (height, width))
+    order = _order(relative, weights, nearest)
+    return _shares_about(middles[order], (height, width))
 
 
 def divided_pictures(
@@ -64,14 +64,14 @@ def divided_pictures(
     return resized(shares.flatten(0, 1), size)
 
 
-def weights_of(relative: torch.Tensor) -> torch.Tensor:
-    """How much each place looks at anybody, more than the mean place does, (places,)."""
-    weights = (relative.mean(0) - 1).clamp_min(0)
+def _weights(relative: torch.Tensor) -> torch.Tensor:
+    """How much each place looks at anybody's words, more than the mean place does, (places,)."""
+    weights = (relative.amax(0) - 1).clamp_min(0)
     return weights if weights.any() else torch.ones_like(weights)
 
 
-def shares_about(middles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Each place is his to whose middle (people, [x, y]) it is nearest, with soft seams."""
+def _shares_about(middles: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Each place belongs to the nearest of the middles (people, [x, y]), with soft seams."""
     distances = torch.cdist(_places(*size), middles)
     shares = torch.softmax(-distances / (SEAM * min(size)), dim=1).T
     shares = torch.where(shares < LEAST_SHARE, 0.0, shares)
@@ -112,28 +112,20 @@ def _mean(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (places * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-12)
 
 
-def _order(
-    relative: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor, middles: torch.Tensor
-) -> list[int]:
-    """Which group is whose: that of each person, by who looks most at it beside the others."""
+def _order(relative: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor) -> list[int]:
+    """Which group of places (places,) is each one's, by how much their words are looked at there.
+
+    The groups are numbered from left to right; where it makes no difference, so are the people.
+    """
     count = len(relative)
     if count > MOST_TRIED:
         return list(range(count))
-    scores = scores_of(relative, weights, nearest)
+    members = torch.nn.functional.one_hot(groups, count).double() * weights[:, None]
+    looks = relative @ members / members.sum(0).clamp_min(1e-12)
+    people = range(count)
     return list(
         max(
-            permutations(range(count)),
-            key=lambda order: sum(float(scores[n, group]) for n, group in enumerate(order)),
+            permutations(people),
+            key=lambda order: round(sum(float(looks[n, order[n]]) for n in people), 9),
         )
-    )
-
-
-def scores_of(relative: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
-    """How much more each person looks at each group than the others do, (people, groups)."""
-    more = relative / relative.mean(0).clamp_min(1e-12)
-    of_group = torch.nn.functional.one_hot(nearest, len(relative)).double() * weights[:, None]
-    return (
-        (more * weights)
-        @ torch.nn.functional.one_hot(nearest, len(relative)).double()
-        / (of_group.sum(0).clamp_min(1e-12))
     )

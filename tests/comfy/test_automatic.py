@@ -6,7 +6,6 @@ import io
 from dataclasses import replace
 from types import SimpleNamespace
 
-import comfy.samplers
 import pytest
 import torch
 from sefi_ide.nodes.apply_identity import SeFiApplyIdentity
@@ -265,7 +264,7 @@ def test_saved_conditioning_still_shares(setting, halves):
 # --- when it is read ----------------------------------------------------------------------------
 
 
-def read_levels(monkeypatch, setting, sampler: str, steps: int, denoise=1.0, reading=0.15):
+def read_levels(monkeypatch, setting, sampler: str, steps: int, denoise=1.0, reading=0.1):
     """The noise levels at which a sampling reads, and those at which it asks the model."""
     monkeypatch.setattr("sefi_ide.sefi_core.comfyui.unet.run.READING", reading)
     levels, asked = [], []
@@ -287,12 +286,8 @@ def read_levels(monkeypatch, setting, sampler: str, steps: int, denoise=1.0, rea
     return levels, asked
 
 
-@pytest.mark.parametrize(
-    "sampler", ["euler", "heun", "dpm_2_ancestral", "dpmpp_2m_sde", "uni_pc", "restart"]
-)
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2_ancestral", "dpmpp_2m_sde", "uni_pc"])
 def test_it_goes_by_noise_levels_not_by_calls(setting, monkeypatch, halves, sampler):
-    if sampler not in comfy.samplers.SAMPLER_NAMES:
-        pytest.skip("no such sampler in this ComfyUI")
     levels, asked = read_levels(monkeypatch, setting, sampler, 8, reading=0.4)
     until = setting.plain.model.get_model_object("model_sampling").percent_to_sigma(0.4)
     wanted = {sigma for sigma in asked if sigma >= until}

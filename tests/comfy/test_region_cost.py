@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 TOKENS = 77
 CELLS = {"sd1": 64, "sdxl": 128}
 MOST = 1.05
-READ = 3 / 20
+READ = 0.1
 """Of the steps, in which it is read who is where."""
 
 

@@ -64,7 +64,7 @@ def test_who_cannot_be_told_apart_stands_in_the_order_of_the_words():
     assert [owner(shares, spot) for spot in spots] == [1, 0]
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
 def test_maps_without_anything_make_parts_of_one_size(value):
     shares = divided(torch.full((2, 16, 16), value))
     assert shares[0, :, 0].min() == shares[1, :, -1].min() == 1

@@ -22,7 +22,7 @@ from .places import Place
 
 logger = logging.getLogger(__name__)
 
-READING = 0.15
+READING = 0.1
 """The share of the sampling in which it is read who is where."""
 
 
@@ -81,7 +81,7 @@ class Automatic:
                 if reading.done:
                     continue
                 if sigma < min(self.until, reading.first):
-                    self._finish(reading)
+                    self._finish(reading, place.latent)
                 elif (sigma, place) not in reading.read:
                     reading.read.add((sigma, place))
                     wanted.append(_Wanted(number, place, reading, of_people))
@@ -103,7 +103,7 @@ class Automatic:
             self._readings[key] = _Reading(crowd, sigma)
         return self._readings[key]
 
-    def _finish(self, reading: _Reading) -> None:
+    def _finish(self, reading: _Reading, picture: int) -> None:
         reading.done = True
         names = " and ".join(f"<{name}>" for name in reading.crowd.columns)
         if reading.sum is None:
@@ -117,6 +117,8 @@ class Automatic:
             return
         self.found += 1
         reading.shares = divided(reading.sum.cpu())
+        if picture:  # a batch may have many
+            return
         logger.info(
             "SeFi Apply Identity: %s share the picture: %s",
             names,
