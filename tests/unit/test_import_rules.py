@@ -25,7 +25,7 @@ ROOMS = (
     {"face_embedding"},
     {"learning", "likeness", "prompt_score"},
     {"face_encoders", "embedding_files"},
-    {"apply", "attention_maps", "faces", "library"},
+    {"apply", "attention_maps", "faces", "library", "mixed_attention"},
     {"methods"},
     {"clip"},
     {"unet"},
