@@ -36,6 +36,7 @@ from sefi_ide.sefi_core.face2diffusion.training.settings import read_settings, s
 from sefi_ide.sefi_core.face_adapter.files import read_face_adapter
 from sefi_ide.sefi_core.face_adapter.training.settings import AdapterTraining
 from sefi_ide.tests.mini_sd.checkpoints import FACE_ADAPTER, FACE_ENCODER
+from sefi_ide.tests.mini_sd.editions import EDITION
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.train_adapter import RESULT as TRAINED
 from sefi_ide.tools.train_adapter import open_recogniser, train_adapter
@@ -49,7 +50,7 @@ from .subjects import Subject, named, noise_seeds, prompts
 
 logger = logging.getLogger(__name__)
 
-BUILD = REPOSITORY / "build" / "adapter_mini"
+BUILD = REPOSITORY / "build" / f"adapter_mini_{EDITION.number}"
 RESULT = FACE_ADAPTER
 SETTINGS = REPOSITORY / "benchmarks" / "adapter_mini.json"
 SEED = 1
