@@ -24,6 +24,8 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from sefi_ide.nodes.mixed_attention import SeFiMixedAttention
 from sefi_ide.sefi_core.comfyui.attention_maps import attention_maps
+from sefi_ide.sefi_core.comfyui.unet.adapter import BESIDE_KEY
+from sefi_ide.sefi_core.comfyui.unet.text_version import Texts
 from sefi_ide.tests.comfy.composition import (
     NEGATIVE,
     SCALE,
@@ -594,6 +596,26 @@ def test_the_text_is_without_another_nodes_identity(setting):
     _, both = halves(world, WORD, setting.noise, "euler")
     _, expected = halves(setting.plain, WORD, setting.noise, "euler")
     assert difference(both[1:], expected) < TOLERANCE
+
+
+def test_what_is_taken_away_from_the_text(setting):
+    """Attention beside the text's and to other contexts, of packs and of SeFi's face adapters."""
+    guider = comfy.samplers.CFGGuider(setting.plain.model)
+    guider.conds = {"positive": [], "negative": []}
+    given = {
+        BESIDE_KEY: ("an adapter",),
+        "patches": {"attn1_patch": [1], "attn2_patch": [2], "attn2_output_patch": [3]},
+        "patches_replace": {"attn1": {("middle", 0): 4}, "attn2": {("middle", 0): 5}},
+        "sigmas": 6,
+    }
+    kept = {
+        "patches": {"attn1_patch": [1]},
+        "patches_replace": {"attn1": {("middle", 0): 4}},
+        "sigmas": 6,
+    }
+    before = {name: dict(one) if isinstance(one, dict) else one for name, one in given.items()}
+    assert Texts(guider, of_others=True).options(given) == kept
+    assert Texts(guider, of_others=False).options(given) == given == before
 
 
 # A model for inpainting.
