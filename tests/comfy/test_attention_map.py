@@ -22,6 +22,7 @@ from sefi_ide.sefi_core.comfyui.attention_maps import Recorder, attention_maps
 from sefi_ide.sefi_core.comfyui.clip.words import word_columns
 from sefi_ide.sefi_core.comfyui.unet import capture
 from sefi_ide.sefi_core.comfyui.unet.capture import looking
+from sefi_ide.sefi_core.dividing import divided_pictures
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.identity.identity import Identity
 from sefi_ide.tests.comfy.composition import identity
@@ -330,7 +331,7 @@ def execute(world, **changes):
 
 
 def test_the_node(world):
-    heat, maps = execute(world)
+    heat, maps, *_ = execute(world)
     assert maps.shape == (2, 128, 128) and maps.amax((1, 2)).tolist() == [1.0, 1.0]
     assert heat.shape[0] == 2 and heat.shape[2:] == (128, 3) and heat.shape[1] > 128
     assert 0 <= heat.min() and heat.max() <= 1
@@ -342,16 +343,36 @@ def test_the_node(world):
 
 
 def test_a_word_on_two_lines(world):
-    heat, maps = execute(world, words="photo, red\nhair")
+    heat, maps, *_ = execute(world, words="photo, red\nhair")
     assert len(heat) == len(maps) == 2
 
 
 def test_the_node_over_a_picture(world):
     picture = torch.rand(1, 96, 160, 4)
-    heat, maps = execute(world, image=picture)
+    heat, maps, regions, parts = execute(world, image=picture)
     assert maps.shape == (2, 96, 160) and maps.amax((1, 2)).tolist() == [1.0, 1.0]
     assert heat.shape[2:] == (160, 3)
-    assert not torch.equal(heat[:, :96], execute(world, image=picture * 0)[0][:, :96])
+    assert regions.shape == (1, 96, 160, 3) and parts.shape == (2, 96, 160)
+    black = execute(world, image=picture * 0)
+    assert not torch.equal(heat[:, :96], black[0][:, :96])
+    assert not torch.equal(regions, black[2]) and torch.equal(parts, black[3])
+
+
+def test_the_picture_is_divided_among_the_words(world):
+    """Each of two latents by itself; the parts are masks that SeFi Apply Identity takes."""
+    model, clip, latent = world
+    both = {"samples": torch.cat([latent["samples"], latent["samples"].flip(-1)])}
+    _, maps, regions, parts = execute((model, clip, both))
+    assert regions.shape == (2, 128, 128, 3) and parts.shape == maps.shape == (4, 128, 128)
+    torch.testing.assert_close(parts[:2] + parts[2:], torch.ones(2, 128, 128))
+    assert ((parts == 0).any((1, 2)) & (parts == 1).any((1, 2))).all()
+    assert not torch.equal(regions[0], regions[1])
+    found = attention_maps(model, clip, both, PROMPT, ["red", "hair"], 400, SEED)
+    expected = divided_pictures(found.layers, 2, (128, 128))
+    torch.testing.assert_close(parts, expected)
+    (_, _, _, whole) = execute(world, words="hair")
+    assert torch.equal(whole, torch.ones(1, 128, 128))
+    SeFiApplyIdentity.execute(model, clip, anna(clip), region=parts[:2])
 
 
 @pytest.mark.parametrize(

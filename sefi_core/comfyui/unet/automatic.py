@@ -67,24 +67,18 @@ class Automatic:
         """Begin a call of the U-Net: what reads in it, None where nothing has to be read."""
         wanted = []
         for number, (row, place) in enumerate(zip(rows, places, strict=False)):
-            columns: dict[Crowd, list[list[int]]] = {}
-            for segment in row:
-                injection = segment.at(sigma)
-                crowd = injection and injection.crowd
-                if crowd is None:
-                    continue
-                found = columns.setdefault(crowd, [[] for _ in crowd.columns])
-                for mine, of_prompt in zip(found, crowd.columns.values(), strict=True):
-                    mine += [segment.start + column for column in of_prompt]
-            for crowd, of_people in columns.items() if place else ():
-                reading = self._reading(crowd, place, sigma)
+            if place is None:
+                continue
+            for crowd, columns in _columns(row, sigma).items():
+                key = place.number, crowd, place.latent
+                reading = self._readings.setdefault(key, _Reading(crowd, sigma))
                 if reading.done:
                     continue
                 if sigma < min(self.until, reading.first):
                     self._finish(reading, place.latent)
                 elif (sigma, place) not in reading.read:
                     reading.read.add((sigma, place))
-                    wanted.append(_Wanted(number, place, reading, of_people))
+                    wanted.append(_Wanted(number, place, reading, columns))
         return Reader(wanted, len(rows), self.size) if wanted else None
 
     def share(self, crowd: Crowd, person: str, place: Place) -> torch.Tensor | float:
@@ -96,12 +90,6 @@ class Automatic:
         if reading is None or reading.shares is None:
             return float(person == "")
         return reading.shares[list(crowd.columns).index(person)] if person else 0.0
-
-    def _reading(self, crowd: Crowd, place: Place, sigma: float) -> _Reading:
-        key = place.number, crowd, place.latent
-        if key not in self._readings:
-            self._readings[key] = _Reading(crowd, sigma)
-        return self._readings[key]
 
     def _finish(self, reading: _Reading, picture: int) -> None:
         reading.done = True
@@ -152,6 +140,19 @@ class Reader:
                 reading.sum = planes.new_zeros(len(planes), *self.size)
             rows = slice(place.top, place.top + place.height)
             reading.sum[:, rows, place.left : place.left + place.width] += planes
+
+
+def _columns(row: Row, sigma: float) -> dict[Crowd, list[list[int]]]:
+    """The tokens of each person of the crowds in a row; a prompt may stand in it twice."""
+    columns: dict[Crowd, list[list[int]]] = {}
+    for segment in row:
+        injection = segment.at(sigma)
+        if injection and injection.crowd:
+            of_prompt = injection.crowd.columns.values()
+            found = columns.setdefault(injection.crowd, [[] for _ in of_prompt])
+            for mine, places in zip(found, of_prompt, strict=True):
+                mine += [segment.start + place for place in places]
+    return columns
 
 
 def _middle(share: torch.Tensor) -> str:

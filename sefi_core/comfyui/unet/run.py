@@ -35,10 +35,6 @@ KEPT_BATCHES = 8
 """Of contexts that were swapped; windows of frames have many, which take memory on the device."""
 
 
-PART = ("key", "value", "pooled", "share")
-"""What a part of a phase always has."""
-
-
 class Contexts(NamedTuple):
     """Of keys and of values, (rows, tokens, width) each; with a blend all pieces in one row."""
 
@@ -251,7 +247,13 @@ class Run:
                     edges = (float("-inf"), *self._edges_of(stages), float("inf"))
                     lowest, highest = max(lowest, edges[stage]), min(highest, edges[stage + 1])
                 parts = [
-                    Part(*(part[name] for name in PART), part.get("person"))
+                    Part(
+                        part["key"],
+                        part["value"],
+                        part["pooled"],
+                        part["share"],
+                        part.get("person"),
+                    )
                     for part in phase.get("parts", ())
                 ]
                 contexts = phase["key"], phase["value"], phase.get("pooled")
