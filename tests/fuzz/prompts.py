@@ -85,6 +85,7 @@ def everything() -> Prompt:
         "7": node(
             "SeFiApplyIdentity", model=["1", 0], clip=["1", 1], identity=["4", 0], strength_k=1.0,
             strength_v=1.0, start_percent=0.0, end_percent=1.0, stage_strengths="0.5",
+            regions="automatic",
         ),
         "8": node(
             "SeFiApplyIdentity", model=["7", 0], clip=["7", 1], identity=["6", 0], strength_k=1.0,
