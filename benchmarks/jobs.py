@@ -184,7 +184,7 @@ def code_version(modules: tuple[str, ...] = MEASURING) -> str:
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.txt"),
-        *(REPOSITORY / "benchmarks" / f"{name}.py" for name in MEASURING),
+        *(REPOSITORY / "benchmarks" / f"{name}.py" for name in modules),
     ]
     digest = hashlib.sha256()
     for file in sorted(files):

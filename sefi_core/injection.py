@@ -1,10 +1,10 @@
 """What identities change in a prompt's row of the U-Net's batch.
 
 ComfyUI's blocks offer four places to change what a row attends to: the contexts that keys and
-values come from (``attn2_patch``), an attention beside the text's (``attn2_output_patch``), where a
-token acts (an ``attn2_replace`` around what is there), and a companion row (``attn1_patch``). An
-:class:`Injection` is of the first place, with the pooled output that goes with its contexts; a
-:class:`Beside` of the second.
+values come from (``attn2_patch``), an attention beside the text's and where a token acts (an
+``attn2_replace`` around what is there), and the row itself (``attn1_patch``). An :class:`Injection`
+is of the first place, with the pooled output that goes with its contexts, and of the third by its
+parts; a :class:`Beside` of the second; mixed attention is of the last, and not in this module.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def expressions_in(
     1, H, W) are the faces or None, ``sides`` as in :class:`ComfyDenoiser`. Costs 56 forward passes
     of the U-Net per photo, as many at once as there is room for. ComfyUI's cancel button stops it.
     """
-    phrases = ("", *EXPRESSIONS)
+    phrases: tuple[str, ...] = ("", *EXPRESSIONS)
     prompts = [with_caption(template, phrase) for phrase in phrases]
     denoiser = ComfyDenoiser(
         # Without gradients a pass takes no more memory than with checkpointing.
@@ -50,7 +50,7 @@ def expressions_in(
     found = []
     for sample in range(len(latents)):
         face = None if masks is None else masks[sample : sample + 1]
-        losses = dict.fromkeys(phrases, 0.0)
+        losses: dict[str, float] = dict.fromkeys(phrases, 0.0)
         for timestep in TIMESTEPS:
             for first in range(0, len(phrases), at_once):
                 comfy.model_management.throw_exception_if_processing_interrupted()
