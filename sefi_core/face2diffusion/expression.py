@@ -20,7 +20,7 @@ import torch
 from ..errors import SeFiError
 from ..faces.crop import crop, head_square
 from ..faces.face import Face
-from ..faces.insight import providers
+from ..onnx_sessions import import_onnxruntime, open_session
 from .crops import aligned_face
 from .networks import SIDE
 
@@ -65,19 +65,10 @@ class ExpressionModel:
 
 
 def _open(path: Path, use_gpu: bool) -> Any:
+    lacking = "expression cannot be read"
+    onnxruntime = import_onnxruntime(lacking, ", or disconnect expression")
     try:
-        import onnxruntime
-    except Exception as error:  # a broken onnxruntime raises more than ImportError
-        raise SeFiError(
-            f"expression cannot be read without onnxruntime ({error}): run 'pip install "
-            "onnxruntime' in ComfyUI's Python, or disconnect expression"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it warns of is nothing that the user could mend
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=providers(onnxruntime, use_gpu)
-        )
+        session = open_session(onnxruntime, str(path), use_gpu)
     except Exception as error:
         raise _broken(path, error) from error
     shapes = [list(one.shape) for one in session.get_inputs()]

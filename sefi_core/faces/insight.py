@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SeFiError
+from ..onnx_sessions import providers
 from .face import Face, face_in_box
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ LANDMARK_FILE = "2d106det.onnx"
 # picture.
 INPUT_SIZES = (640, 128)
 THRESHOLD = 0.5
-PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider")
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ def find_models(roots: Sequence[Path]) -> ModelFiles | None:
                 landmarks = folder / LANDMARK_FILE
                 return ModelFiles(folder / name, landmarks if landmarks.is_file() else None)
     return None
-
-
-def providers(onnxruntime: Any, use_gpu: bool) -> list[str]:
-    """The execution providers to try, the best first; ``onnxruntime`` is the module."""
-    available = onnxruntime.get_available_providers() if use_gpu else []
-    return [one for one in PROVIDERS if one in available] + ["CPUExecutionProvider"]
 
 
 class InsightDetector:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import SeFiError
+from ..onnx_sessions import import_onnxruntime, open_session
 from .alignment import SIDE
-from .insight import pack_folders, providers
+from .insight import pack_folders
 
 logger = logging.getLogger(__name__)
 
@@ -141,20 +142,9 @@ def without_weight_inputs(model: bytes) -> bytes:
 
 
 def _open(path: Path, use_gpu: bool) -> Any:
+    onnxruntime = import_onnxruntime("faces cannot be compared")
     try:
-        import onnxruntime
-    except Exception as error:  # a broken onnxruntime raises more than ImportError
-        raise SeFiError(
-            f"faces cannot be compared without onnxruntime ({error}): run 'pip install "
-            "onnxruntime' in ComfyUI's Python"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it warns of is nothing that the user could mend
-    try:
-        model = without_weight_inputs(path.read_bytes())
-        session = onnxruntime.InferenceSession(
-            model, options, providers=providers(onnxruntime, use_gpu)
-        )
+        session = open_session(onnxruntime, without_weight_inputs(path.read_bytes()), use_gpu)
     except Exception as error:
         raise _broken(path, error) from error
     shape = session.get_inputs()[0].shape
