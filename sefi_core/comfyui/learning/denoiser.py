@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,15 +27,14 @@ from ..base_model import Block, latent_format_of, representative_layers, trainin
 from ..clip.embeddings import position_embeddings
 from ..clip.tokens import (
     Embeddings,
-    PlaceholderToken,
     PositionFree,
     Tokens,
     encoder_models,
-    items_of,
     substitute,
     with_placeholders,
 )
 from ..unet.capture import PATCH, Layer, looking
+from .encoded import Encoded, Rows, Texts, placeholder_tokens, rows_of, stacked, texts_of
 from .memory import memory_of_a_step
 
 logger = logging.getLogger(__name__)
@@ -246,7 +244,7 @@ class ComfyDenoiser:
 
     def _output(
         self,
-        text: _Texts,
+        text: Texts,
         noised: _Noised,
         samples: Sequence[int],
         options: dict[str, Any],
@@ -281,8 +279,8 @@ class ComfyDenoiser:
 
     def _placeholders(self, prompts: Sequence[int], length: int) -> torch.Tensor:
         """1 for the placeholder's tokens of these prompts, (B, length), as contexts are stacked."""
-        rows = [_placeholder_tokens(self.prompts[prompt]) for prompt in prompts]
-        return _stacked(rows, length)[..., 0]
+        rows = [placeholder_tokens(self.prompts[prompt]) for prompt in prompts]
+        return stacked(rows, length)[..., 0]
 
     @torch.no_grad()
     def _encode_references(self, prompts: Sequence[int]) -> None:
@@ -296,12 +294,12 @@ class ComfyDenoiser:
                     context, _ = self._encode_with(self.reference, prompt)
                 self.map_references[prompt] = context
 
-    def _reference_texts(self, prompts: Sequence[int]) -> _Texts:
+    def _reference_texts(self, prompts: Sequence[int]) -> Texts:
         """These prompts with the class word."""
         encoded = [self.references[prompt] for prompt in prompts]
-        return _texts_of(encoded, encoded)
+        return texts_of(encoded, encoded)
 
-    def _texts(self, rows: Sequence[Rows], prompts: Sequence[int]) -> _Texts:
+    def _texts(self, rows: Sequence[Rows], prompts: Sequence[int]) -> Texts:
         """What the samples' prompts are encoded to.
 
         Each prompt in a pass of its own, as while sampling, so that each has its pooled output.
@@ -310,7 +308,7 @@ class ComfyDenoiser:
         for (key, value), prompt in zip(rows, prompts, strict=True):
             keys.append(self._encode_with(key, prompt))
             values.append(keys[-1] if value is key else self._encode_with(value, prompt))
-        return _texts_of(keys, values)
+        return texts_of(keys, values)
 
     def _encode_with(self, rows: Mapping[str, torch.Tensor], prompt: int) -> Encoded:
         """A prompt with these embeddings in the place of its placeholder."""
@@ -327,7 +325,7 @@ class ComfyDenoiser:
         return encoded
 
     def _conditions(
-        self, text: _Texts, noised: torch.Tensor, samples: Sequence[int]
+        self, text: Texts, noised: torch.Tensor, samples: Sequence[int]
     ) -> dict[str, torch.Tensor]:
         """What the U-Net is conditioned on, as ComfyUI's model makes it of each sample's prompt.
 
@@ -352,24 +350,6 @@ class ComfyDenoiser:
                 made.setdefault(name, []).append(condition.process_cond(1, area=None).cond)
         made["context"] = made.pop("c_crossattn")
         return {name: torch.cat(rows).to(noised.device, self.dtype) for name, rows in made.items()}
-
-
-Rows = tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]
-"""Token embeddings (vectors, width) of each text encoder for K and for V, in one stage."""
-
-Encoded = tuple[torch.Tensor, torch.Tensor | None]
-"""A prompt's context (1, tokens, width) and its pooled output (1, width), or None."""
-
-
-class _Texts(NamedTuple):
-    """Encoded prompts of a batch: contexts for keys and values (B, tokens, width), pooled output.
-
-    The pooled output (B, width), or None, is that of the V prompt, as while sampling.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    pooled: torch.Tensor | None
 
 
 class _Noised(NamedTuple):
@@ -425,29 +405,10 @@ class _Recorder:
         """Keep A_t and A_r of a layer, and give its output; see :data:`capture.Look`."""
         with torch.no_grad():
             keys = [self.denoiser.reference_key(prompt, layer.block) for prompt in self.prompts]
-            a_r = attention_probabilities(q, _stacked(keys, k.shape[1]), layer.heads)
+            a_r = attention_probabilities(q, stacked(keys, k.shape[1]), layer.heads)
         a_t = key_probabilities(q, k, layer.heads)
         self.pairs.append(MapPair(a_t, a_r, layer.size))
         return attend(attention_probabilities(q, k, layer.heads), v)
-
-
-def rows_of(keys: Vectors, values: Vectors, stage: int) -> Rows:
-    """The embeddings of one stage."""
-    key = {encoder: rows[stage] for encoder, rows in keys.items()}
-    if values is keys:
-        return key, key
-    return key, {encoder: rows[stage] for encoder, rows in values.items()}
-
-
-def _texts_of(keys: Sequence[Encoded], values: Sequence[Encoded]) -> _Texts:
-    length = math.lcm(*(context.shape[1] for context, _ in keys))
-    pooled = [one for _, one in values if one is not None]
-    stacked = _stacked([context for context, _ in keys], length)
-    return _Texts(
-        stacked,
-        stacked if values is keys else _stacked([context for context, _ in values], length),
-        torch.cat(pooled) if pooled else None,
-    )
 
 
 def _attention_with_gradient(
@@ -475,20 +436,3 @@ def _plain_attention(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
 # Flash and Sage attention have no backward pass.
 PLAIN_OPTIONS: dict[str, Any] = {"optimized_attention_override": _plain_attention}
 """``transformer_options`` without patches."""
-
-
-def _placeholder_tokens(tokens: Tokens) -> torch.Tensor:
-    """1 for the placeholder's tokens of a prompt, (1, tokens, 1)."""
-    of_encoders = zip(*(items_of(chunks) for chunks in tokens.values()), strict=True)
-    marked = [any(isinstance(item, PlaceholderToken) for item in items) for items in of_encoders]
-    return torch.tensor(marked, dtype=torch.float32)[None, :, None]
-
-
-def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
-    """Prompts (1, tokens, width) as one batch (B, length, width).
-
-    ``length`` is a multiple of each; the prompts are repeated, as ComfyUI's ``CONDCrossAttn`` does.
-    """
-    if len(tensors) == 1 and tensors[0].shape[1] == length:
-        return tensors[0]
-    return torch.cat([tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors])

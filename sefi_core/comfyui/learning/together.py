@@ -20,8 +20,9 @@ from ...learning.settings import TrainingSettings
 from ...learning.together import Asked, Learner, optimise_together
 from ...stages import stage_of_timestep
 from ..clip.embeddings import embedding_units
-from .denoiser import ComfyDenoiser, rows_of
+from .denoiser import ComfyDenoiser
 from .differentiable import differentiable
+from .encoded import rows_of
 from .memory import is_checkpointing
 from .train import (
     HALF_LOSS_SCALE,
