@@ -27,6 +27,7 @@ from sefi_ide.tests.mini_sd.editions import EDITION, FIRST
 
 from .commit import measured_at
 from .crowds import MODULES, OUTPUT, ROWS, Crowd, Learning
+from .ending import finish
 from .jobs import Figures, run_all
 from .people_sheet import sheet
 
@@ -199,18 +200,7 @@ def main() -> int:
     some = range(min(pairs, SHEET_PAIRS))
     rows = [[Crowd(row, 2, number, prompts, seed) for row in ROWS[1:]] for number in some]
     sheet(rows, TITLES).save(OUTPUT / "pairs.png")
-    lines = missed(groups)
-    for line in lines:
-        logger.error("missed: %s", line)
-    rounded = {
-        group: {
-            row: {name: [round(x, 4) for x in values] for name, values in cells.items()}
-            for row, cells in rows.items()
-        }
-        for group, rows in figures.items()
-    }
-    sys.stdout.write(json.dumps(rounded) + "\n")
-    return 1 if lines else 0
+    return finish(figures, missed(groups))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from sefi_ide.sefi_core import evaluation
 from sefi_ide.tools.comfyui import REPOSITORY
 
 from .commit import measured_at
+from .ending import finish
 from .jobs import Figures, Job, run_all
 from .methods import LORA, TITLES, swept
 from .plots import plot_id_prompt
@@ -201,15 +202,7 @@ def main() -> int:
     page = f"{measured(seeds, size, commit)}\n\n{markdown(figures)}"
     (output / "table.md").write_text(page, encoding="utf-8")
     plot_id_prompt(figures, TITLES, output / "id_prompt.png")
-    lines = missed(rows)
-    for line in lines:
-        logger.error("missed: %s", line)
-    rounded = {
-        method: {name: [round(x, 4) for x in values] for name, values in row.items()}
-        for method, row in figures.items()
-    }
-    sys.stdout.write(json.dumps(rounded) + "\n")
-    return 1 if lines else 0
+    return finish(figures, missed(rows))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from sefi_ide.tools.comfyui import REPOSITORY
 
 from .commit import measured_at
 from .encoder_mini import FORMS, trained_form
+from .ending import finish
 from .jobs import Figures, Job, run_all
 from .methods import ENCODER, FORM, LORA, REFINED
 from .plots import plot_steps
@@ -68,8 +69,8 @@ BESIDE = {
         for target, changes in TARGETS.items()
     },
     "forms": {
-        f"{form}, {title}": (method, {FORM: form})
-        for form in FORMS
+        f"{form}, {title}": (method, {FORM: form} if changes else {})
+        for form, changes in FORMS.items()
         for method, title in ((ENCODER, "no training"), (REFINED, "refined"))
     },
 }
@@ -218,15 +219,7 @@ def main() -> int:
         start = {"SeFi from a predicted identity": float(np.mean(zero_shot))}
         plot_steps(result["curves"], start, OUTPUT / "curve.png")
     (OUTPUT / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    lines = missed(rows)
-    for line in lines:
-        logger.error("missed: %s", line)
-    rounded = {
-        name: {figure: [round(value, 4) for value in values] for figure, values in row.items()}
-        for name, row in figures.items()
-    }
-    sys.stdout.write(json.dumps(rounded) + "\n")
-    return 1 if lines else 0
+    return finish(figures, missed(rows))
 
 
 if __name__ == "__main__":

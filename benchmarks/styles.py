@@ -39,6 +39,7 @@ from sefi_ide.tools.comfyui import REPOSITORY
 from .commit import measured_at
 from .crowds import CLASS_WORD, Learning, identity_of
 from .crowds import MODULES as LEARNING
+from .ending import finish
 from .jobs import Figures, miniature, run_all
 from .measures import draw_captions, quality
 from .subjects import Subject, named, noise_seeds
@@ -225,12 +226,7 @@ def main() -> int:
     (OUTPUT / "table.md").write_text(page + markdown(figures), encoding="utf-8")
     some = min(subjects, SHEET_SUBJECTS)
     sheet(rows, some, prompts, seed).save(OUTPUT / "styles.png")
-    rounded = {
-        row: {name: [round(x, 4) for x in values] for name, values in cells.items()}
-        for row, cells in figures.items()
-    }
-    sys.stdout.write(json.dumps(rounded) + "\n")
-    return 0
+    return finish(figures)
 
 
 if __name__ == "__main__":

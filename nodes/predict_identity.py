@@ -8,12 +8,13 @@ from comfy_api.latest import io
 
 from ..sefi_core.comfyui import face_encoders
 from ..sefi_core.comfyui.face_encoders import BESIDE, OpenedEncoder, Wish
-from ..sefi_core.comfyui.faces import DETECTORS, check_detector, detector_state
+from ..sefi_core.comfyui.faces import check_detector, detector_state
 from ..sefi_core.comfyui.library import check_saveable_name
 from ..sefi_core.errors import SeFiError, raised_by
-from ..sefi_core.face2diffusion.crops import WHICH, Choice
+from ..sefi_core.face2diffusion.crops import Choice
 from ..sefi_core.learning.photos import pair_photos
 from ..sefi_core.text.placeholders import check_name
+from .face_inputs import face_inputs
 from .types import (
     CATEGORY,
     FACE_ENCODER,
@@ -157,37 +158,7 @@ class SeFiPredictIdentity(io.ComfyNode):
                         "encoder's own, mostly person."
                     ),
                 ),
-                io.Combo.Input(
-                    "detector",
-                    options=list(DETECTORS),
-                    default=DEFAULTS.detector,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "What finds the face. auto and yunet: comes with the pack. insightface: "
-                        "needs that package and its models in models/insightface."
-                    ),
-                ),
-                io.Combo.Input(
-                    "which_face",
-                    options=list(WHICH),
-                    default=DEFAULTS.choice.which_face,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "The face to use in a photo without a mask: the largest, the one nearest "
-                        "to the middle, or the one at face_index counted from the left."
-                    ),
-                ),
-                io.Int.Input(
-                    "face_index",
-                    default=DEFAULTS.choice.face_index,
-                    min=0,
-                    max=999,
-                    optional=True,
-                    advanced=True,
-                    tooltip="For 'left to right': number of the face, 0 is the leftmost.",
-                ),
+                *face_inputs(DEFAULTS.detector, DEFAULTS.choice),
             ],
             outputs=[
                 SEFI_IDENTITY.Output(

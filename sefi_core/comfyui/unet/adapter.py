@@ -26,7 +26,7 @@ from ..base_model import Block, model_sampling_of, uncompiled
 from .capture import PATCH as REPLACE
 from .capture import Attend, plain_attention, previous_patch
 from .conditioning import Marks, fingerprints
-from .places import Place, of_picture, rows_in
+from .places import Place, keeping_latents, number_conditionings, rows_in
 
 BESIDE_KEY = "sefi_face_adapters"
 """The transformer option that has what acts, a tuple of :class:`Beside`."""
@@ -234,22 +234,12 @@ def outer_sample(
     negative = [_is_negative(name) for name, _ in named]
     contexts = [cond.get("cross_attn") for _, cond in named]
     options[RUN_KEY] = AdapterRun(guider.model_patcher, negative, contexts, size)
-    for number, (_, cond) in enumerate(named):
-        places = of_picture(number, len(noise), size)
-        cond["model_conds"] = {**cond.get("model_conds", {}), PLACES_KEY: places}
+    number_conditionings([cond for _, cond in named], PLACES_KEY, len(noise), size)
     with uncompiled():
         return executor(noise, *args, **kwargs)
 
 
-def predict_noise(
-    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:
-    """Let the run know the latents of the step."""
-    guider: Any = executor.class_obj
-    run = guider.model_options.get("transformer_options", {}).get(RUN_KEY)
-    if run is not None:
-        run.latents = x
-    return executor(x, timestep, *args, **kwargs)
+predict_noise = keeping_latents(RUN_KEY)
 
 
 def diffusion_model(

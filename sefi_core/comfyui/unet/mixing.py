@@ -30,7 +30,7 @@ from .capture import PATCH as CROSS_ATTENTION
 from .capture import looking, previous_patch
 from .conditioning import fingerprints
 from .mixing_step import MixSettings, Rows, Step
-from .places import Place, found_in, of_picture
+from .places import Place, found_in, number_conditionings
 from .text_version import CONTEXT, PLACES_KEY, Texts, number_of
 from .trajectory import OwnTrajectory, Pass
 
@@ -63,9 +63,7 @@ class Mixing:
 
     def begin(self, options: dict[str, Any], latents: int) -> None:
         """Number the conditionings; set the wrappers of the sampling in its options."""
-        for number, cond in enumerate(self.texts.conds):
-            places = of_picture(number, latents, self.size)
-            cond["model_conds"] = {**cond.get("model_conds", {}), PLACES_KEY: places}
+        number_conditionings(self.texts.conds, PLACES_KEY, latents, self.size)
         wrappers = {kind: dict(by_key) for kind, by_key in options.get("wrappers", {}).items()}
         inner = {
             WrappersMP.CALC_COND_BATCH: self.calc_cond_batch,

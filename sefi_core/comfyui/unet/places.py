@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import comfy.conds
 import torch
+from comfy.patcher_extension import WrapperExecutor
 from comfy.utils import repeat_to_batch_size
 
 
@@ -26,6 +27,34 @@ class Place(NamedTuple):
 def of_picture(number: int, latents: int, size: tuple[int, int]) -> RowPlaces:
     """The rows of a conditioning that is of whole pictures (height, width)."""
     return RowPlaces(torch.tensor([[number, latent, *size, 0, 0] for latent in range(latents)]))
+
+
+def number_conditionings(
+    conds: Sequence[dict[str, Any]], key: str, latents: int, size: tuple[int, int]
+) -> None:
+    """Give each conditioning of a sampling its number, under ``key`` of its ``model_conds``."""
+    for number, cond in enumerate(conds):
+        places = of_picture(number, latents, size)
+        cond["model_conds"] = {**cond.get("model_conds", {}), key: places}
+
+
+def keeping_latents(run_key: str) -> Callable[..., torch.Tensor]:
+    """A ``PREDICT_NOISE`` wrapper that lets the run under ``run_key`` know the step's latents."""
+
+    def predict_noise(
+        executor: WrapperExecutor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        guider: Any = executor.class_obj
+        run = guider.model_options.get("transformer_options", {}).get(run_key)
+        if run is not None:
+            run.latents = x
+        return executor(x, timestep, *args, **kwargs)
+
+    return predict_noise
 
 
 class RowPlaces(comfy.conds.CONDRegular):

@@ -29,7 +29,7 @@ from .blending import Blending
 from .capture import PATCH as REPLACE
 from .capture import previous_patch
 from .conditioning import CONDITIONING_KEY, REGISTRY, Known
-from .places import of_picture
+from .places import keeping_latents, number_conditionings
 from .run import Contexts, Places, Run
 
 logger = logging.getLogger(__name__)
@@ -58,22 +58,12 @@ def outer_sample(
     if not any(found) and not (len(REGISTRY) and options.get("patches", {}).get(PATCH)):
         return executor(noise, *args, **kwargs)
     options[RUN_KEY] = run
-    for number, cond in enumerate(conds):
-        places = of_picture(number, len(noise), size)
-        cond["model_conds"] = {**cond.get("model_conds", {}), PLACES_KEY: places}
+    number_conditionings(conds, PLACES_KEY, len(noise), size)
     with uncompiled():
         return executor(noise, *args, **kwargs)
 
 
-def predict_noise(
-    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:
-    """Let the run know the latents of the step."""
-    guider: Any = executor.class_obj
-    run = guider.model_options.get("transformer_options", {}).get(RUN_KEY)
-    if run is not None:
-        run.latents = x
-    return executor(x, timestep, *args, **kwargs)
+predict_noise = keeping_latents(RUN_KEY)
 
 
 def diffusion_model(
