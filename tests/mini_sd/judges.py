@@ -9,7 +9,7 @@ code, only helps it learn. Pictures are as samplers make them, (B, 128, 128, 3) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,10 +160,12 @@ def save_judges(net: JudgeNet, path: Path = WEIGHTS) -> None:
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
 
 
-def judge_step(net: JudgeNet, data, rows, people, round_trip) -> torch.Tensor:
+def judge_step(
+    net: Callable[[torch.Tensor], torch.Tensor], data, rows, people, round_trip
+) -> torch.Tensor:
     """Training loss on pictures of one actor, a random half of them as a VAE returns them.
 
-    ``people`` (B,) tells who is in each picture.
+    ``net`` gives what ``JudgeNet`` gives; ``people`` (B,) tells who is in each picture.
     """
     pictures = data.pictures[rows].float() / 255
     decoded = torch.rand(len(rows)) < 0.5

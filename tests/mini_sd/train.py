@@ -236,10 +236,14 @@ class Maker:
             noise = autoencoder.LATENT_NOISE * torch.randn_like(latents)
             return linear.decode(latents + noise).clamp(0, 1)
 
+        def judge(pictures):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                return net(pictures).float()
+
         def step(_):
             families = torch.randint(FAMILIES, (3, 1), generator=self.generator)
             rows = (families * TWINS * SHOTS_EACH + torch.arange(TWINS * SHOTS_EACH)).flatten()
-            return judges.judge_step(net, data, rows, people[rows], round_trip)
+            return judges.judge_step(judge, data, rows, people[rows], round_trip)
 
         train(net, step, self.build / "judges.pt", self.minutes["judges"], 2e-3, average=0.99)
 
@@ -273,7 +277,7 @@ def main() -> None:
     parser.add_argument("--only", help="one part: data, linear, text, unet, taesd, judges, export")
     parser.add_argument("--minutes", nargs="*", default=[], help="budgets, e.g. unet=20")
     parser.add_argument("--fresh", action="store_true", help="do not go on from the checkpoint")
-    parser.add_argument("--half", action="store_true", help="the U-Net in bfloat16")
+    parser.add_argument("--half", action="store_true", help="U-Net and judges in bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
