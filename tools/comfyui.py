@@ -59,5 +59,18 @@ def start(cpu: bool, prefix: str) -> None:
     atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
 
 
+def start_training(arguments: list[str], prefix: str) -> None:
+    """As :func:`start`, for one of several processes, each with a graphics card of its own.
+
+    ``arguments`` are those of the command line; with ``--cpu`` there is no graphics card.
+    """
+    cpu = "--cpu" in arguments
+    if not cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # ComfyUI takes the current
+    start(cpu, prefix)
+
+
 if __name__ == "__main__":
     print(comfyui_path())

@@ -16,11 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     __package__ = "sefi_ide.tools"
     comfyui = runpy.run_path(str(Path(__file__).resolve().parent / "comfyui.py"))
-    if "--cpu" not in sys.argv and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
-
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # ComfyUI takes the current
-    comfyui["start"](cpu="--cpu" in sys.argv, prefix="sefi-encoder-")
+    comfyui["start_training"](sys.argv, prefix="sefi-encoder-")
 
 import torch  # noqa: E402
 

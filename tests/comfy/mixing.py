@@ -7,6 +7,7 @@ from dataclasses import replace
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from sefi_ide.nodes.mixed_attention import SeFiMixedAttention
 from sefi_ide.tests.comfy.composition import NEGATIVE, SCALE, SIDE, TEXT, World
 
@@ -56,3 +57,22 @@ def halves(world, text, noise, name, **options):
         noise, torch.zeros_like(noise), sampler, world.sigmas(), disable_pbar=True, seed=6
     )
     return result, kept[0]
+
+
+def adapted(world: World, weight: float) -> World:
+    """As IP-Adapters do: an attention beside the text's, of the positive prompt alone."""
+    generator = torch.Generator().manual_seed(17)
+    tokens = torch.randn(1, 4, 192, generator=generator)
+
+    def replacement(query, key, value, options):
+        own = tokens[..., : key.shape[-1]].to(key).expand(len(query), -1, -1)
+        heads = options["n_heads"]
+        positive = torch.tensor([one == 0 for one in options["cond_or_uncond"]])
+        rows = positive.repeat_interleave(len(query) // len(positive)).view(-1, 1, 1)
+        beside = optimized_attention(query, own, own, heads) * rows
+        return optimized_attention(query, key, value, heads) + weight * beside
+
+    model = world.model.clone()
+    for block in (("input", 3), ("middle", 0), ("output", 3)):
+        model.set_model_attn2_replace(replacement, *block)
+    return replace(world, model=model)

@@ -215,8 +215,8 @@ def chunks_of_one(world, noise):
         base.memory_required = required
 
 
-@case_of
-def controlnet(world, noise):
+def controlled(world, text):
+    """Positive of ``text`` and negative, both with a ControlNet."""
     config = dict(world.unet_config)
     del config["out_channels"], config["transformer_depth_output"]
     with torch.random.fork_rng(devices=[]):
@@ -228,10 +228,14 @@ def controlnet(world, noise):
             torch.nn.init.normal_(parameter, std=0.05)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
     picture = torch.rand(1, 8 * SIDE, 8 * SIDE, 3, generator=torch.Generator().manual_seed(13))
-    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-        world.encode(TEXT), world.encode(NEGATIVE), control, picture, 0.8, 0.0, 1.0
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(
+        world.encode(text), world.encode(NEGATIVE), control, picture, 0.8, 0.0, 1.0
     )
-    return world.sample(positive, negative, noise)
+
+
+@case_of
+def controlnet(world, noise):
+    return world.sample(*controlled(world, TEXT), noise)
 
 
 @case_of

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import comfy.samplers
 import pytest
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from sefi_ide.sefi_core.comfyui.unet.adapter import BESIDE_KEY
 from sefi_ide.sefi_core.comfyui.unet.text_version import Texts
-from sefi_ide.tests.comfy.composition import SIDE, STEPS, TOLERANCE, VISIBLE, World, text_case
-from sefi_ide.tests.comfy.mixing import TRAJECTORIES, WORD, batches, difference, halves, mixed
+from sefi_ide.tests.comfy.composition import SIDE, STEPS, TOLERANCE, VISIBLE, text_case
+from sefi_ide.tests.comfy.mixing import (
+    TRAJECTORIES,
+    WORD,
+    adapted,
+    batches,
+    difference,
+    halves,
+    mixed,
+)
 from sefi_ide.tests.comfy.random_checkpoint import of_all_families
 
 pytestmark = [pytest.mark.usefixtures("inference_mode"), of_all_families]
 
 MASK = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(41))
-
-
-def adapted(world: World, weight: float) -> World:
-    """As IP-Adapters do: an attention beside the text's, of the positive prompt alone."""
-    generator = torch.Generator().manual_seed(17)
-    tokens = torch.randn(1, 4, 192, generator=generator)
-
-    def replacement(query, key, value, options):
-        own = tokens[..., : key.shape[-1]].to(key).expand(len(query), -1, -1)
-        heads = options["n_heads"]
-        positive = torch.tensor([one == 0 for one in options["cond_or_uncond"]])
-        rows = positive.repeat_interleave(len(query) // len(positive)).view(-1, 1, 1)
-        beside = optimized_attention(query, own, own, heads) * rows
-        return optimized_attention(query, key, value, heads) + weight * beside
-
-    model = world.model.clone()
-    for block in (("input", 3), ("middle", 0), ("output", 3)):
-        model.set_model_attn2_replace(replacement, *block)
-    return replace(world, model=model)
 
 
 @TRAJECTORIES
