@@ -146,6 +146,11 @@ class AdapterTask(nn.Module):
         return len(self._learned.partners)
 
     @property
+    def loss_scale(self) -> float:
+        """That of what the U-Net computes in."""
+        return self._learned.denoiser.loss_scale
+
+    @property
     def frozen_modules(self) -> tuple[nn.Module, ...]:
         """U-Net and text encoder, for :func:`learning.differentiable.differentiable`."""
         denoiser = self._learned.denoiser
@@ -299,6 +304,7 @@ def _data_of(
         faces.tensors["latent"],
         None,
         captions,
+        dtype=settings.dtype,
         with_maps=False,
     )
     return _Data(

@@ -190,6 +190,7 @@ class MappingTask(nn.Module):
             faces.tensors["latent"],
             masks,
             captions,
+            dtype=settings.dtype,
             with_maps=False,
             class_guided=settings.class_guided,
         )
@@ -204,6 +205,11 @@ class MappingTask(nn.Module):
     def samples(self) -> int:
         """Number of photos to learn from."""
         return len(self.people)
+
+    @property
+    def loss_scale(self) -> float:
+        """That of what the U-Net computes in."""
+        return self._data[0].denoiser.loss_scale
 
     @property
     def frozen_modules(self) -> tuple[nn.Module, ...]:

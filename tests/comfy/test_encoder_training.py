@@ -114,6 +114,20 @@ def test_before_the_first_step_it_predicts_the_class_word(
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
 
 
+def test_it_learns_in_half_precision_as_in_full(checkpoint, photos, tmp_path, gradients):
+    losses = {}
+    for dtype, scale in (("fp32", 1.0), ("bf16", 1.0), ("fp16", 2.0**16)):
+        task = task_of(checkpoint, photos, tmp_path, changed(dtype=dtype))
+        assert task.loss_scale == scale
+        losses[dtype] = train(task, tmp_path / dtype, 4)
+    assert losses["fp32"][-1] < losses["fp32"][0]
+    for dtype in ("bf16", "fp16"):
+        assert (
+            losses[dtype] == pytest.approx(losses["fp32"], rel=0.05)
+            and losses[dtype] != losses["fp32"]
+        )
+
+
 @of_all_families
 @pytest.mark.parametrize(
     "changes",

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.face2diffusion.networks import EncoderShape
 from sefi_ide.sefi_core.face2diffusion.training.arcface import ArcFace, identification_auc
@@ -212,6 +213,64 @@ def test_a_state_of_another_training_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(SeFiError, match="is no state of this training .*: remove it"):
         fit(other, 3, 8, 0, tmp_path / "state.safetensors", Log(tmp_path), 3)
+
+
+class ThroughHalf(torch.autograd.Function):
+    """Gradients that pass through half precision: small ones vanish."""
+
+    gain = 1e-8
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return ((gradient * ThroughHalf.gain).half() / ThroughHalf.gain).float()
+
+
+class Half(Identification):
+    """As one whose model is in half precision."""
+
+    scale = 1.0
+    calls = 0
+
+    @property
+    def loss_scale(self):
+        return self.scale
+
+    def forward(self, rows, seeds):
+        self.calls += 1
+        return ThroughHalf.apply(super().forward(rows, seeds))
+
+
+def trained_in_half(folder, scale):
+    torch.manual_seed(0)
+    learn, test = faces(people=10).split(SMALL.validation_people, SMALL.seed)
+    one = Half(SMALL.shape.build(), learn, test, SMALL)
+    one.scale = scale
+    losses = fit(one, 4, 8, 0, folder / "state.safetensors", Log(folder), 9)
+    return one, losses
+
+
+def test_the_loss_scale_saves_small_gradients_and_changes_no_step(tmp_path):
+    _, exact = train(tmp_path / "exact", 4)
+    _, lost = trained_in_half(tmp_path / "lost", 1.0)
+    _, scaled = trained_in_half(tmp_path / "scaled", 2.0**16)
+    assert scaled == pytest.approx(exact, rel=5e-3)
+    assert lost[0] == exact[0] and abs(lost[-1] - exact[-1]) > 10 * abs(scaled[-1] - exact[-1])
+
+
+def test_an_overflow_halves_the_scale_and_repeats_the_step(tmp_path):
+    _, exact = train(tmp_path / "exact", 4)
+    one, losses = trained_in_half(tmp_path / "high", 2.0**46)
+    assert losses == pytest.approx(exact, rel=5e-3)
+    assert one.calls > 4
+    with safe_open(tmp_path / "high" / "state.safetensors", "pt") as file:
+        assert 1 < float(file.metadata()["loss_scale"]) < 2.0**46
+    again = one.calls
+    fit(one, 5, 8, 0, tmp_path / "high" / "state.safetensors", Log(tmp_path), 9)
+    assert one.calls == again + 1  # with the scale that was found
 
 
 def test_batches_follow_from_the_step_alone():

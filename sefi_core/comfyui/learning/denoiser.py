@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 REFERENCE_BYTES = 2**30
 """Of prompts with the class word that are kept, so that none is encoded twice."""
 
+HALF_LOSS_SCALE = 2.0**16
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -143,6 +144,11 @@ class ComfyDenoiser:
     def samples(self) -> int:
         """Number of training latents."""
         return len(self.latents)
+
+    @property
+    def loss_scale(self) -> float:
+        """What keeps the gradients of the U-Net's precision above underflow."""
+        return HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
 
     def load(self, samples: int) -> None:
         """Have ComfyUI load both models, with room for so many samples at once.

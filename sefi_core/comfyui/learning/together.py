@@ -25,7 +25,6 @@ from .differentiable import differentiable
 from .encoded import rows_of
 from .memory import is_checkpointing
 from .train import (
-    HALF_LOSS_SCALE,
     Lesson,
     learned_identity,
     learning,
@@ -182,7 +181,6 @@ def _learn(
         people,
         class_guided=settings.background_target == "class word" and masks is not None,
     )
-    scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
     units = embedding_units(clip)
     learners = [
         Learner(
@@ -195,7 +193,7 @@ def _learn(
             ),
             [sample for sample, person in enumerate(people) if person == number],
             settings,
-            scale,
+            denoiser.loss_scale,
         )
         for number, (lesson, _) in enumerate(lessons)
     ]

@@ -41,8 +41,6 @@ from .snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 
-HALF_LOSS_SCALE = 2.0**16
-
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -156,8 +154,8 @@ def train_identity(
                 history.extend(begin.history)
                 watcher.going_on(begin.history)
             keep = None if snapshots is None else snapshots.of(captions)
-            scale = HALF_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
             with suppress(_StoppedError):
+                scale = denoiser.loss_scale
                 optimise(parameters, shown.denoiser, settings, after_step, scale, begin, keep)
         identity = current(history)
 

@@ -36,6 +36,11 @@ class Identification(nn.Module):
         """Number of photos to learn from."""
         return len(self.faces)
 
+    @property
+    def loss_scale(self) -> float:
+        """1: nothing is in half precision."""
+        return 1.0
+
     def forward(self, rows: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
         """The loss of these photos, some of them mirrored."""
         index = torch.tensor(rows)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import SeFiError
+from ...learning.loop import lower, unscale
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class Task(Protocol):
     @property
     def samples(self) -> int:
         """Number of photos to draw batches from."""
+        ...
+
+    @property
+    def loss_scale(self) -> float:
+        """Keeps the gradients of half-precision models above underflow; see :func:`fit`."""
         ...
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -163,9 +169,11 @@ def fit(
     """Train ``task.module`` for ``steps`` steps in all; returns the losses of this call's steps.
 
     ``state`` is the file to go on from, where it is, and to keep the state in. The learning rate
-    falls to 0 along half a cosine. ``on_step`` is told the step's number and loss, and may raise to
-    stop. Raises :class:`SeFiError` when a batch cannot be divided among the processes, when the
-    loss is no number and when the state is of another training.
+    falls to 0 along half a cosine. The loss is multiplied by the task's ``loss_scale``, which is
+    halved when gradients overflow, and the gradients are divided by it. ``on_step`` is told the
+    step's number and loss, and may raise to stop. Raises :class:`SeFiError` when a batch cannot be
+    divided among the processes, when the loss or the gradients are no numbers and when the state is
+    of another training.
     """
     processes = Processes()
     if batch % processes.count:
@@ -174,7 +182,9 @@ def fit(
             "multiple of them"
         )
     optimizer = task.optimizer(task.module)
-    done = _restore(state, task.module, optimizer) if state.is_file() else 0
+    done, loss_scale = 0, task.loss_scale
+    if state.is_file():
+        done, loss_scale = _restore(state, task.module, optimizer)
     module, optimizer = processes.prepare(task.module, optimizer)
     losses: list[float] = []
     saved = time.monotonic()
@@ -183,14 +193,18 @@ def fit(
         share = 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - 1) / steps))))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
-        torch.manual_seed((seed + step) % 2**31)  # dropout, the same wherever one goes on
         pairs = batch_of(step, task.samples, batch, seed)
         mine = processes.share(range(batch))
-        loss = module([pairs[i][0] for i in mine], [pairs[i][1] for i in mine])
-        if not bool(torch.isfinite(loss)):
-            raise SeFiError(f"the loss is no number at step {step}: lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        processes.backward(loss)
+        while True:
+            torch.manual_seed((seed + step) % 2**31)  # dropout, the same wherever one goes on
+            loss = module([pairs[i][0] for i in mine], [pairs[i][1] for i in mine])
+            if not bool(torch.isfinite(loss)):
+                raise SeFiError(f"the loss is no number at step {step}: lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            processes.backward(loss * loss_scale)
+            if unscale(task.module, loss_scale):
+                break
+            loss_scale = lower(loss_scale, step)
         optimizer.step()
         losses.append(processes.mean(loss))
         if step % LOG_EVERY == 0 or step == steps:
@@ -201,7 +215,7 @@ def fit(
             task.validate(step, log)
             task.module.train()
         if processes.is_first and (step == steps or time.monotonic() > saved + SAVE_SECONDS):
-            save_state(state, task.module, optimizer, step)
+            save_state(state, task.module, optimizer, step, loss_scale)
             saved = time.monotonic()
         if on_step is not None:
             on_step(step, losses[-1])
@@ -209,7 +223,13 @@ def fit(
     return losses
 
 
-def save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    loss_scale: float = 1.0,
+) -> None:
     """Write all that is needed to go on after ``step``; whole or not at all."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
@@ -221,15 +241,17 @@ def save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, 
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(copies, part, {"step": str(step)})
+    told = {"step": str(step), "loss_scale": str(loss_scale)}
+    safetensors.torch.save_file(copies, part, told)
     part.replace(path)
 
 
-def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a state into a module and its new optimiser; returns the number of its step."""
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Put a state into a module and its new optimiser; returns its step and its loss scale."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            step = int((file.metadata() or {})["step"])
+            told = file.metadata() or {}
+            step, loss_scale = int(told["step"]), float(told.get("loss_scale", 1.0))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         module.load_state_dict(
             {n.removeprefix("module."): v for n, v in tensors.items() if n.startswith("module.")}
@@ -251,4 +273,4 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
             f"{path} is no state of this training ({str(error)[:200]}): remove it to begin anew"
         ) from error
     logger.info("Going on from step %d, see %s.", step, path)
-    return step
+    return step, loss_scale

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ...checks import check_choice, check_number, check_whole
 from ...errors import SeFiError
+from ...learning.settings import DTYPES
 from ..files import CROPS
 from ..networks import EncoderShape
 
@@ -75,6 +76,8 @@ class EncoderTraining:
     """Whether K and V have embeddings of their own, as in SeFi-IDE."""
     position_free: bool = True
     """Whether they take the place of token and position embedding together, as in the paper."""
+    dtype: str = "auto"
+    """What the Stable Diffusion computes in while a mapping is trained: one of :data:`DTYPES`."""
     resolution: int = 0
     """Side of the square training pictures, in pixels; 0 is the model family's own."""
     template: str = "a photo of <name>"
@@ -109,6 +112,7 @@ class EncoderTraining:
         for name, (least, most) in _NUMBERS.items():
             check_number(name, getattr(self, name), least, most)
         check_choice("crop", self.crop, CROPS)
+        check_choice("dtype", self.dtype, DTYPES)
         for name in ("keys_apart", "position_free", "masked", "class_guided", "captions"):
             if not isinstance(getattr(self, name), bool):
                 raise SeFiError(f"{name} is {getattr(self, name)!r}: set it to true or false")

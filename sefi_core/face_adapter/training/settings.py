@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checks import check_choice, check_number, check_whole
 from ...errors import SeFiError
+from ...learning.settings import DTYPES
 from ..files import FACEID, INFINITE_ID, PLUS, PLUS_V2
 
 PUBLISHED = Path(__file__).with_name("infinite_id.json")
@@ -58,6 +59,8 @@ class AdapterTraining:
     template: str = "a photo of <name>"
     captions: bool = True
     """Whether what the data says of a photo is put into its prompt."""
+    dtype: str = "auto"
+    """What the Stable Diffusion computes in: one of :data:`DTYPES`."""
     resolution: int = 0
     """Side of the square training pictures, in pixels; 0 is the model family's own."""
 
@@ -72,6 +75,7 @@ class AdapterTraining:
         for name, (least, most) in _NUMBERS.items():
             check_number(name, getattr(self, name), least, most)
         check_choice("variant", self.variant, TRAINED)
+        check_choice("dtype", self.dtype, DTYPES)
         for name in ("text", "captions"):
             if not isinstance(getattr(self, name), bool):
                 raise SeFiError(f"{name} is {getattr(self, name)!r}: set it to true or false")
