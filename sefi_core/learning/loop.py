@@ -227,6 +227,11 @@ def losses_of(
     return loss, noise, attention, leaked
 
 
+def first_loss_scale(dtype: torch.dtype) -> float:
+    """What keeps gradients that pass through this precision above underflow."""
+    return 2.0**16 if dtype == torch.float16 else 1.0
+
+
 def lower(loss_scale: float, number: int) -> float:
     """The next lower loss scale; raises :class:`SeFiError` where there is none."""
     if loss_scale <= 1.0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+import torch
+
 from ..checks import check_choice, check_number, check_whole
 from ..errors import SeFiError
 from ..identity.identity import MAX_VECTORS, Identity
@@ -14,7 +16,8 @@ from .parametrisation import PARAMETRISATIONS
 BACKGROUND_TARGETS = ("photo", "class word")
 """What the picture outside the mask should be: the photo, or what the model itself would draw."""
 
-DTYPES = ("auto", "fp32", "fp16", "bf16")
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = ("auto", *TORCH_DTYPES)
 
 CHECKPOINTING = ("auto", "on", "off")
 """Whether the U-Net is computed once more in the backward pass, to save memory."""

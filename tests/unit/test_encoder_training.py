@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -271,6 +272,17 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step(tmp_path):
     again = one.calls
     fit(one, 5, 8, 0, tmp_path / "high" / "state.safetensors", Log(tmp_path), 9)
     assert one.calls == again + 1  # with the scale that was found
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("bf16", 1.0), ("fp16", 2.0**16)])
+def test_an_encoder_learns_in_half_precision_as_in_full(tmp_path, dtype, scale):
+    _, exact = train(tmp_path / "exact", 6)
+    one = task()
+    one.settings = replace(SMALL, dtype=dtype)
+    assert one.loss_scale == scale
+    losses = fit(one, 6, SMALL.encoder_batch, 0, tmp_path / "half.safetensors", Log(tmp_path), 9)
+    assert losses == pytest.approx(exact, rel=0.05) and losses != exact
+    assert {value.dtype for value in one.parameters()} == {torch.float32}
 
 
 def test_batches_follow_from_the_step_alone():

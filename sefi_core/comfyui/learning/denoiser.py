@@ -17,9 +17,10 @@ from comfy.sd import CLIP
 from ...attention.maps import attend, attention_probabilities, key_probabilities
 from ...errors import SeFiError
 from ...identity.identity import Identity
-from ...learning.loop import Batch, Prediction
+from ...learning.loop import Batch, Prediction, first_loss_scale
 from ...learning.losses import MapPair
 from ...learning.parametrisation import Vectors
+from ...learning.settings import TORCH_DTYPES
 from ...stages import stage_of_timestep
 from ...text.captions import with_caption
 from ...text.placeholders import expand_template
@@ -41,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_BYTES = 2**30
 """Of prompts with the class word that are kept, so that none is encoded twice."""
-
-HALF_LOSS_SCALE = 2.0**16
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def private_clone(model: ModelPatcher) -> ModelPatcher:
@@ -148,7 +146,7 @@ class ComfyDenoiser:
     @property
     def loss_scale(self) -> float:
         """What keeps the gradients of the U-Net's precision above underflow."""
-        return HALF_LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        return first_loss_scale(self.dtype)
 
     def load(self, samples: int) -> None:
         """Have ComfyUI load both models, with room for so many samples at once.

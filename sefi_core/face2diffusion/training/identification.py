@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ...learning.loop import first_loss_scale
+from ...learning.settings import TORCH_DTYPES
 from .arcface import ArcFace, identification_auc
 from .data import Faces
 from .loops import Log
@@ -38,8 +40,12 @@ class Identification(nn.Module):
 
     @property
     def loss_scale(self) -> float:
-        """1: nothing is in half precision."""
-        return 1.0
+        """That of what the encoder computes in."""
+        return first_loss_scale(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return TORCH_DTYPES.get(self.settings.dtype, torch.float32)
 
     def forward(self, rows: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
         """The loss of these photos, some of them mirrored."""
@@ -50,7 +56,10 @@ class Identification(nn.Module):
             [(seed % 10_000) / 10_000 < self.settings.flip for seed in seeds], device=device
         )
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-        return self.loss(self.encoder(pixels), self.people[index].to(device))
+        half = self._dtype != torch.float32
+        with torch.autocast(device.type, self._dtype if half else None, enabled=half):
+            features = self.encoder(pixels)
+        return self.loss(features.float(), self.people[index].to(device))
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Stochastic gradient descent, as ArcFace's models are trained."""

@@ -77,7 +77,8 @@ class EncoderTraining:
     position_free: bool = True
     """Whether they take the place of token and position embedding together, as in the paper."""
     dtype: str = "auto"
-    """What the Stable Diffusion computes in while a mapping is trained: one of :data:`DTYPES`."""
+    """One of :data:`DTYPES`: what the encoder computes in while it is trained, and the Stable
+    Diffusion while a mapping is; "auto" is fp32 for the encoder, and as ComfyUI does."""
     resolution: int = 0
     """Side of the square training pictures, in pixels; 0 is the model family's own."""
     template: str = "a photo of <name>"
