@@ -12,17 +12,14 @@ _FILES = {"sd1": "mini_sd.safetensors", "sdxl": "mini_sdxl.safetensors"}
 SHIPPED = {family: _FOLDER / file for family, file in _FILES.items()}
 """Those of the first world."""
 BUILD = _FOLDER.parents[1] / "build"
-CHECKPOINTS = (
-    SHIPPED
-    if EDITION.number == 1
-    else {family: BUILD / "mini_sd_2" / file for family, file in _FILES.items()}
-)
+_MADE = _FOLDER if EDITION.number == 1 else BUILD / "mini_sd_2"
+CHECKPOINTS = {family: _MADE / file for family, file in _FILES.items()}
 """Those of this process's world."""
 
-FACE_ENCODER = Path(__file__).with_name("face_encoder.safetensors")
-"""Of the drawn world, for the first miniature; ``make encoder-mini`` makes it."""
+FACE_ENCODER = _MADE / "face_encoder.safetensors"
+"""Of that world, for the first miniature; ``make encoder-mini`` makes it."""
 
-FACE_ADAPTER = Path(__file__).with_name("face_adapter.safetensors")
+FACE_ADAPTER = _MADE / "face_adapter.safetensors"
 """For the same, with that encoder; ``make adapter-mini`` makes it."""
 
 
