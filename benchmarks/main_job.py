@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from sefi_ide.sefi_core import evaluation
 from sefi_ide.tests.mini_sd import world
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, chosen_family
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, chosen_family
 from sefi_ide.tests.mini_sd.judges import load_judges
 from sefi_ide.tests.mini_sd.wishes import Wish, caption_of, pictures_of, random_wish, shot_of
-from sefi_ide.tools import demo
+from sefi_ide.tools import demo, templates
 from sefi_ide.tools.server import ComfyServer
 from sefi_ide.tools.workflow import Prompt, nodes_of
 
@@ -46,10 +46,11 @@ def measure(
     judges = load_judges()
     rng = np.random.default_rng(10**6 + seed)
     wishes = [random_wish(rng) for _ in range(prompts)]
-    prompt, checkpoint = demo.prompt_of(server, demo.WORKFLOWS[family]), CHECKPOINTS[family].name
-    if demo.starts_predicted():
-        server.add_model("face2diffusion", FACE_ENCODER.name, FACE_ENCODER)
-        demo.begin_at_prediction(prompt, FACE_ENCODER.name)
+    predicted = demo.starts_predicted()
+    workflow = templates.ENCODER if predicted else demo.WORKFLOWS[family]
+    prompt, checkpoint = demo.prompt_of(server, workflow), CHECKPOINTS[family].name
+    if predicted:
+        demo.add_face_files(server)
     adapted = _adapted(server, prompt, checkpoint, seed)
     plain = _pictures(server, adapted, wishes, f"a {CLASS_WORD}")
     rows: dict[str, list[float]] = {"id": [], "id_class": [], "id_renders": [], "prompt_share": []}

@@ -5,8 +5,9 @@ Runs the quick start through the server's HTTP API and leaves what comes out in 
 in the environment it takes the user's own photo and checkpoint, and says how alike the pictures are
 and how well they fit their prompts, if the models of SeFi Likeness and of SeFi Prompt Score are in
 ComfyUI's models folder; else a drawn portrait (``SEED`` chooses whose) and a miniature of
-``tests/mini_sd``, whose judges say it. ``START=predicted`` has the miniature's face encoder predict
-the person, and trains on from there. The last line is one JSON object with the figures.
+``tests/mini_sd``, whose judges say it. ``START=predicted`` runs the workflow with a face encoder,
+here the miniature's: it predicts the person, and the training goes on from there. The last line is
+one JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from sefi_ide.tests.mini_sd import render, world
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, chosen_family
+from sefi_ide.tests.mini_sd.checkpoints import (
+    CHECKPOINTS,
+    FACE_ADAPTER,
+    FACE_ENCODER,
+    chosen_family,
+)
 from sefi_ide.tests.mini_sd.wishes import caption_of, shot_of
 
 from . import templates
@@ -77,11 +83,10 @@ def main() -> None:
     checkpoint = Path(given).expanduser() if given else CHECKPOINTS[family]
     with tempfile.TemporaryDirectory(prefix="sefi-demo-") as directory:
         with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
-            prompt = prompt_of(server, WORKFLOWS[family])
-            adapt(prompt, server.upload(portrait), checkpoint.name, miniature=not given)
+            prompt = prompt_of(server, templates.ENCODER if predicted else WORKFLOWS[family])
             if predicted:
-                server.add_model("face2diffusion", FACE_ENCODER.name, FACE_ENCODER)
-                begin_at_prediction(prompt, FACE_ENCODER.name)
+                add_face_files(server)
+            adapt(prompt, server.upload(portrait), checkpoint.name, miniature=not given)
             pictures, train_seconds = learn_and_draw(server, prompt, output)
             identity = next(Path(directory, "models", "sefi").glob("*.safetensors"))
             shutil.copy(identity, output)
@@ -127,12 +132,13 @@ def upright(photo: Path) -> Image.Image:
 
 
 def adapt(prompt: Prompt, photo: str, checkpoint: str, miniature: bool) -> None:
-    """Put photo and checkpoint into the graph and, for the miniature, its size and guidance."""
+    """Put photo and checkpoint into the graph; for the miniature its size, guidance and files."""
     for node in nodes_of(prompt, "LoadImage"):
         node["inputs"]["image"] = photo
     for node in nodes_of(prompt, "CheckpointLoaderSimple"):
         node["inputs"]["ckpt_name"] = checkpoint
     if miniature:
+        choose_face_files(prompt)
         for node in nodes_of(prompt, "EmptyLatentImage"):
             node["inputs"] |= {"width": 128, "height": 128}
         for node in nodes_of(prompt, "SeFiTrainIdentity"):
@@ -155,16 +161,18 @@ def starts_predicted() -> bool:
     return start == "predicted"
 
 
-def begin_at_prediction(prompt: Prompt, encoder: str) -> None:
-    """Have a face encoder predict the identity that the training goes on from."""
-    inputs = nodes_of(prompt, "SeFiTrainIdentity")[0]["inputs"]
-    shared = {key: inputs[key] for key in ("photos", "masks", "name", "class_word")}
-    prompt["encoder"] = {"class_type": "SeFiLoadFaceEncoder", "inputs": {"file": encoder}}
-    prompt["predicted"] = {
-        "class_type": "SeFiPredictIdentity",
-        "inputs": {"face_encoder": ["encoder", 0], **shared},
-    }
-    inputs["identity"] = ["predicted", 0]
+def add_face_files(server: ComfyServer) -> None:
+    """Put the miniature's face encoder and face adapter where the server looks for them."""
+    server.add_model("face2diffusion", FACE_ENCODER.name, FACE_ENCODER)
+    server.add_model("face_adapters", FACE_ADAPTER.name, FACE_ADAPTER)
+
+
+def choose_face_files(prompt: Prompt) -> None:
+    """Choose these files in the nodes of the graph that load such."""
+    for node in nodes_of(prompt, "SeFiLoadFaceEncoder"):
+        node["inputs"]["file"] = FACE_ENCODER.name
+    for node in nodes_of(prompt, "SeFiLoadFaceAdapter"):
+        node["inputs"]["file"] = FACE_ADAPTER.name
 
 
 def learn_and_draw(

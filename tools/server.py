@@ -200,12 +200,15 @@ class Run:
         )
 
     def pictures(self, class_type: str) -> list[bytes]:
-        """The encoded pictures that nodes of the class have shown or saved."""
+        """The encoded pictures that nodes of the class have shown or saved.
+
+        They are in the order of the nodes in the prompt, whichever ran first.
+        """
         return [
             self._server.get_bytes("/view?" + urllib.parse.urlencode(picture))
-            for node_id, output in self.outputs.items()
-            if self.prompt[node_id]["class_type"] == class_type
-            for picture in output.get("images", [])
+            for node_id, node in self.prompt.items()
+            if node["class_type"] == class_type
+            for picture in self.outputs.get(node_id, {}).get("images", [])
         ]
 
 

@@ -17,7 +17,11 @@ DRAW = "Draw a learned person (SD 1.5)"
 TWO_PAINTED = "Two people with painted masks (SD 1.5)"
 TWO_FOUND = "Two people, places found automatically (SD 1.5)"
 TWO = (TWO_PAINTED, TWO_FOUND)
-ALL = (QUICK_START, QUICK_START_SDXL, APP, MOST_ALIKE, PAINTED_MASK, DRAW, *TWO)
+ENCODER = "A person in a second, with a face encoder (SD 1.5)"
+ADAPTER = "A person from one photo with a face adapter (SD 1.5)"
+STYLES = "Style portraits of a learned person (SD 1.5)"
+LEARNING = (QUICK_START, QUICK_START_SDXL, APP, MOST_ALIKE, PAINTED_MASK, ENCODER)
+ALL = (*LEARNING, DRAW, *TWO, ADAPTER, STYLES)
 
 
 def template(name: str) -> dict[str, Any]:

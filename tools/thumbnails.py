@@ -2,9 +2,9 @@
 
 ComfyUI shows ``workflows/<name>.jpg`` beside the template ``<name>``. Most are cut from what
 ``make demo`` and ``make demo FAMILY=sdxl`` have left; *keep the most alike* is run here, with
-SFace from the package index, and so are the painted mask, of a robot, and two people, whom the
-miniature of the second drawn world is made for: ``WORLD=2``. ``python -m tools.thumbnails Two``
-writes those only whose names begin so.
+SFace from the package index, and so are the painted mask, of a robot, the face encoder and the face
+adapter of the first drawn world, and two people and styles, which the miniature of the second world
+is made for: ``WORLD=2``. ``python -m tools.thumbnails Two`` writes those only whose names begin so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from sefi_ide.tests.sface import MODEL, SOURCE
 
 from . import photos, templates
 from .comfyui import REPOSITORY
-from .demo import OUTPUTS, adapt, draw, positive_text, prompt_of, server_arguments
+from .demo import (
+    NAME,
+    OUTPUTS,
+    adapt,
+    add_face_files,
+    draw,
+    positive_text,
+    prompt_of,
+    server_arguments,
+)
 from .grid import square
 from .server import ComfyServer
 from .workflow import Prompt, nodes_of
@@ -45,6 +54,9 @@ def main() -> None:
         templates.MOST_ALIKE: most_alike,
         templates.TWO_PAINTED: lambda: two()[templates.TWO_PAINTED],
         templates.TWO_FOUND: lambda: two()[templates.TWO_FOUND],
+        templates.ENCODER: partial(at_once, templates.ENCODER, f"<{NAME}>"),
+        templates.ADAPTER: partial(at_once, templates.ADAPTER, "person"),
+        templates.STYLES: in_styles,
     }
     for name, pictures in made.items():
         if name.startswith(begins):
@@ -101,6 +113,47 @@ def painted() -> list[Image.Image]:
             for scene in ("beach", "forest", "snow"):
                 positive_text(prompt)["text"] = caption_of({"scene": scene}, "<tom>")
                 drawn.append(server.run(prompt).pictures("SaveImage")[0])
+    return [portrait, *(Image.open(io.BytesIO(picture)) for picture in drawn)]
+
+
+def at_once(workflow: str, word: str) -> list[Image.Image]:
+    """A portrait, and what a workflow draws of it with the miniature's face encoder or adapter.
+
+    ``word`` is what prompts call the person.
+    """
+    portrait, checkpoint, drawn = Image.fromarray(draw(1, "portrait")), CHECKPOINTS["sd1"], []
+    with tempfile.TemporaryDirectory(prefix="sefi-thumbnails-") as directory:
+        file = Path(directory) / "portrait.png"
+        portrait.save(file)
+        with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
+            add_face_files(server)
+            prompt = prompt_of(server, workflow)
+            adapt(prompt, server.upload(file), checkpoint.name, miniature=True)
+            for wish in (
+                {"scene": "beach"},
+                {"scene": "forest", "object": "book"},
+                {"scene": "snow"},
+            ):
+                positive_text(prompt)["text"] = caption_of(wish, word)
+                drawn.append(server.run(prompt).pictures("SaveImage")[0])
+    return [portrait, *(Image.open(io.BytesIO(picture)) for picture in drawn)]
+
+
+def in_styles() -> list[Image.Image]:
+    """A portrait, and the person in the two styles of the workflow and in a third one."""
+    portrait, checkpoint = Image.fromarray(draw(1, "portrait")), CHECKPOINTS["sd1"]
+    with tempfile.TemporaryDirectory(prefix="sefi-thumbnails-") as directory:
+        file = Path(directory) / "portrait.png"
+        portrait.save(file)
+        with ComfyServer(Path(directory), [checkpoint], server_arguments()) as server:
+            learning = prompt_of(server, templates.QUICK_START)
+            adapt(learning, server.upload(file), checkpoint.name, miniature=True)
+            server.run(learning, stop_at=("SeFiSaveIdentity",))
+            prompt = prompt_of(server, templates.STYLES)
+            adapt(prompt, file.name, checkpoint.name, miniature=True)
+            drawn = server.run(prompt).pictures("SaveImage")
+            positive_text(prompt)["text"] = f"pixel art of <{NAME}> {world.SCENE_PHRASES['city']}"
+            drawn.append(server.run(prompt).pictures("SaveImage")[0])
     return [portrait, *(Image.open(io.BytesIO(picture)) for picture in drawn)]
 
 

@@ -4,6 +4,7 @@ import pytest
 import skimage.data
 from PIL import Image
 from sefi_ide.tools.comfyui import REPOSITORY
+from sefi_ide.tools.demo import choose_face_files
 from sefi_ide.tools.server import ComfyServer
 from sefi_ide.tools.templates import template
 from sefi_ide.tools.workflow import nodes_of, to_prompt
@@ -28,7 +29,7 @@ def object_info(server):
 def shipped_prompt(object_info):
     """``shipped_prompt(name, picture)``: a shipped workflow as a prompt for the miniature.
 
-    Only the file names of checkpoint, picture and identity are exchanged.
+    Only the names of files are exchanged: checkpoint, picture, identity, face encoder and adapter.
     """
 
     def make(name: str, picture: str) -> dict:
@@ -40,6 +41,7 @@ def shipped_prompt(object_info):
         people = ("anna.safetensors", "ben.safetensors")
         for node, file in zip(nodes_of(prompt, "SeFiLoadIdentity"), people, strict=False):
             node["inputs"]["file"] = file
+        choose_face_files(prompt)
         return prompt
 
     return make

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sefi_ide.benchmarks.subjects import Named, Subject, prompts
-from sefi_ide.tests.mini_sd.checkpoints import FACE_ADAPTER, FACE_ENCODER
+from sefi_ide.tests.mini_sd.checkpoints import FACE_ADAPTER
 from sefi_ide.tests.mini_sd.judges import load_judges
 from sefi_ide.tests.mini_sd.wishes import caption_of
 from sefi_ide.tests.mini_sd.world import named_looks
+from sefi_ide.tools.demo import add_face_files
 from sefi_ide.tools.server import ServerError
 
 from .conftest import MINI_SD
@@ -28,10 +28,7 @@ def node(class_type, **inputs):
 @pytest.fixture(scope="module")
 def files(server):
     """The miniature's adapter, and the encoder that it sees faces with."""
-    for folder, file in (("face_adapters", FACE_ADAPTER), ("face2diffusion", FACE_ENCODER)):
-        place = server.directory / "models" / folder
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
+    add_face_files(server)
 
 
 def plain(text, seed):

@@ -12,13 +12,17 @@ import skimage.data
 from PIL import Image
 from sefi_ide.tests.server.browser.identities import put_identity
 from sefi_ide.tests.sface import MODEL, sface_file
+from sefi_ide.tools.demo import add_face_files
 from sefi_ide.tools.server import ServerError
 from sefi_ide.tools.templates import (
+    ADAPTER,
     ALL,
-    DRAW,
+    ENCODER,
+    LEARNING,
     MOST_ALIKE,
     PAINTED_MASK,
     QUICK_START,
+    STYLES,
     TWO,
     TWO_FOUND,
     TWO_PAINTED,
@@ -26,7 +30,7 @@ from sefi_ide.tools.templates import (
 from sefi_ide.tools.templates import QUICK_START_SDXL as SDXL
 from sefi_ide.tools.workflow import nodes_of
 
-ITS_OWN = {(MOST_ALIKE, "keep"), (TWO_FOUND, "regions")}
+ITS_OWN = {(MOST_ALIKE, "keep"), (TWO_FOUND, "regions"), (STYLES, "adain_mean")}
 """What a workflow is about, and sets itself: its name and the input."""
 
 
@@ -34,6 +38,8 @@ def with_few_steps(prompt):
     for class_type in ("SeFiTrainIdentity", "KSampler"):
         for node in nodes_of(prompt, class_type):
             node["inputs"]["steps"] = 4
+    for node in nodes_of(prompt, "SeFiTrainIdentity"):
+        node["inputs"]["predicted_steps"] = 4
     return prompt
 
 
@@ -94,7 +100,9 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
     run = quick_start
     if name == MOST_ALIKE:
         with_a_recogniser(server)
-    if name in TWO:
+    if name in (ENCODER, ADAPTER):
+        add_face_files(server)
+    if name in (STYLES, *TWO):
         for person in ("anna", "ben"):
             put_identity(server, f"{person}.safetensors", person)
     photo = painted if name in (PAINTED_MASK, TWO_PAINTED) else picture
@@ -109,6 +117,9 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
     if name == MOST_ALIKE:
         assert len(pictures) == 3
         assert len(run.pictures("SeFiLikeness")) == 1  # the sheet
+    if name == STYLES:
+        assert len(pictures) == 2
+        assert not np.array_equal(*pictures)
     if name == PAINTED_MASK:
         (cut_out,) = (
             picture
@@ -118,7 +129,7 @@ def test_workflow_runs_to_its_end(name, server, quick_start, shipped_prompt, pic
         alpha = np.asarray(cut_out.getchannel("A"))
         assert alpha[100, 200] == 255  # the head stays
         assert alpha[400, 400] == 0
-    elif name not in (DRAW, *TWO):
+    elif name in LEARNING:
         (over_the_photo,) = run.pictures("SeFiFaceMask")
         assert Image.open(io.BytesIO(over_the_photo)).size == (512, 512)
 
@@ -149,4 +160,4 @@ def test_a_workflow_has_the_defaults_of_the_nodes(name, server, shipped_prompt, 
             wanted = default if isinstance(default, str) else pytest.approx(default)
             assert value == wanted, f"{node['class_type']}.{key}"
             compared.add(type(default))
-    assert compared >= ({float} if name in (DRAW, *TWO) else {int, float, str})
+    assert compared >= ({int, float, str} if name in LEARNING else {float})

@@ -9,7 +9,7 @@ from sefi_ide.sefi_core.faces.recognition import SFACE
 from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS
 from sefi_ide.tests.unit.recognition_models import save_recogniser
 from sefi_ide.tools.comfyui import REPOSITORY
-from sefi_ide.tools.demo import OUTPUTS, WORKFLOWS, begin_at_prediction, upright
+from sefi_ide.tools.demo import OUTPUTS, WORKFLOWS, upright
 from sefi_ide.tools.demo_scores import clip_files, likeness, prompt_scores
 
 ORIENTATION = 0x0112
@@ -38,15 +38,6 @@ def test_likeness_where_there_is_a_model(tmp_path, capsys):
     assert "no face" in capsys.readouterr().out
     assert likeness([photo], empty, tmp_path) is None
     assert "no face was found in reference" in capsys.readouterr().out
-
-
-def test_the_training_goes_on_from_what_the_encoder_says():
-    photos = {"photos": ["1", 0], "masks": ["2", 0], "name": "anna", "class_word": "person"}
-    prompt = {"3": {"class_type": "SeFiTrainIdentity", "inputs": {**photos, "steps": 100}}}
-    begin_at_prediction(prompt, "faces.safetensors")
-    assert prompt["3"]["inputs"]["identity"] == ["predicted", 0]
-    assert prompt["predicted"]["inputs"] == {**photos, "face_encoder": ["encoder", 0]}
-    assert prompt["encoder"]["inputs"] == {"file": "faces.safetensors"}
 
 
 def save(file, **shapes):

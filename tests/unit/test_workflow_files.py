@@ -5,7 +5,7 @@ import re
 
 import pytest
 from PIL import Image
-from sefi_ide.tools.templates import ALL, APP, FOLDER, template
+from sefi_ide.tools.templates import ALL, APP, ENCODER, FOLDER, template
 
 TITLE_BAR = 30  # pixels above a node's position
 
@@ -82,11 +82,11 @@ def test_it_says_where_to_start_in_a_few_words_and_names_the_checkpoint_to_get(w
 
 
 def test_it_names_no_file_of_the_user_s_that_may_not_be_there(workflow):
-    """Photos and identities are the user's own; ComfyUI calls a name without a file missing."""
+    """Photos, identities, encoders and adapters; ComfyUI calls a name without a file missing."""
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
             assert node["widgets_values"][0] == ""
-        if node["type"] == "SeFiLoadIdentity":
+        if node["type"] in ("SeFiLoadIdentity", "SeFiLoadFaceEncoder", "SeFiLoadFaceAdapter"):
             assert node["widgets_values"] == []
 
 
@@ -103,12 +103,33 @@ def test_templates_and_placeholders_that_are_named_in_notes_exist(workflow):
         assert any(known.startswith(name) for known in ALL), name
 
 
+def test_the_training_goes_on_from_what_the_encoder_says_of_the_same_photo():
+    workflow = template(ENCODER)
+    (encoder, predicting, training) = (
+        next(node for node in workflow["nodes"] if node["type"] == kind)
+        for kind in ("SeFiLoadFaceEncoder", "SeFiPredictIdentity", "SeFiTrainIdentity")
+    )
+    sources = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+
+    def source(node, name):
+        (slot,) = (slot for slot in node["inputs"] if slot["name"] == name)
+        return sources[slot["link"]]
+
+    assert source(predicting, "face_encoder") == (encoder["id"], 0)
+    assert source(training, "identity") == (predicting["id"], 0)
+    for name in ("photos", "masks"):
+        assert source(training, name) == source(predicting, name)
+    # Name and class word: the training refuses to go on from another class word.
+    assert training["widgets_values"][:2] == predicting["widgets_values"][:2]
+
+
 def test_an_app_asks_for_widgets_that_exist_and_shows_the_picture(workflow):
     data = workflow["extra"]["linearData"]
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for node_id, name in data["inputs"]:
         assert name in {slot["name"] for slot in nodes[node_id]["inputs"] if "widget" in slot}
-    assert [nodes[node_id]["type"] for node_id in data["outputs"]] == ["SaveImage"]
+    pictures = [node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage"]
+    assert data["outputs"] == pictures
     assert workflow["extra"].get("linearMode", False) == (workflow == template(APP))
 
 

@@ -4,6 +4,7 @@ import pytest
 import skimage.data
 from PIL import Image
 from playwright.sync_api import expect
+from sefi_ide.tests.mini_sd.checkpoints import FACE_ENCODER
 from sefi_ide.tests.server.browser.drawn import drawn_boxes, open_advanced_inputs, overlapping
 from sefi_ide.tests.server.browser.frontend import (
     PICTURES,
@@ -14,8 +15,19 @@ from sefi_ide.tests.server.browser.frontend import (
 )
 from sefi_ide.tests.server.browser.identities import put_identity
 from sefi_ide.tests.server.conftest import MINI_SD
-from sefi_ide.tools.templates import ALL, APP, DRAW, PAINTED_MASK, QUICK_START, TWO, template
-from sefi_ide.tools.workflow import to_prompt
+from sefi_ide.tools.demo import add_face_files
+from sefi_ide.tools.templates import (
+    ADAPTER,
+    ALL,
+    APP,
+    DRAW,
+    ENCODER,
+    PAINTED_MASK,
+    QUICK_START,
+    TWO,
+    template,
+)
+from sefi_ide.tools.workflow import nodes_of, to_prompt
 
 WINDOW = {"width": 1600, "height": 1000}
 QUICK = {
@@ -25,17 +37,18 @@ QUICK = {
     "KSampler": {"steps": 2},
 }
 """Settings with which the miniature learns and draws in a few seconds."""
-ADVANCED = {DRAW: 2, PAINTED_MASK: 2, **dict.fromkeys(TWO, 4)}
+ADVANCED = {DRAW: 2, PAINTED_MASK: 2, ENCODER: 5, ADAPTER: 2, **dict.fromkeys(TWO, 4)}
 """How many nodes of a template have advanced inputs, where it is not 3."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_is_missing(server):
-    """What a user has: the checkpoints that the templates name, and a person in the library."""
+    """What a user has: checkpoints that templates name, face files, a person in the library."""
     for name in ALL:
         for node in template(name)["nodes"]:
             for model in node["properties"].get("models", []):
                 server.add_model("checkpoints", model["name"], MINI_SD)
+    add_face_files(server)
     put_identity(server, "anna.safetensors", "anna")
 
 
@@ -93,6 +106,29 @@ def test_the_quick_start_from_photo_to_picture(page, server, picture, screenshot
     again = server.wait(press_run(page))
     assert again.executed("KSampler")
     assert not again.executed("SeFiTrainIdentity")
+
+
+def test_a_prediction_is_kept_and_drawn_where_the_training_is_bypassed(page, server, picture):
+    """As a note of the template says."""
+    page.set_viewport_size(WINDOW)
+    open_template(page, ENCODER)
+    page.evaluate(
+        SET_WIDGETS,
+        {
+            **QUICK,
+            "LoadImage": {"image": picture},
+            "SeFiLoadFaceEncoder": {"file": FACE_ENCODER.name},
+            "SeFiSaveIdentity": {"file_name": "predicted"},
+        },
+    )
+    page.evaluate(SELECT, "SeFiTrainIdentity")
+    page.keyboard.press("Control+b")
+    run = server.wait(press_run(page))
+    assert not nodes_of(run.prompt, "SeFiTrainIdentity")
+    (saving,) = nodes_of(run.prompt, "SeFiSaveIdentity")
+    assert run.prompt[saving["inputs"]["identity"][0]]["class_type"] == "SeFiPredictIdentity"
+    for shown in ("PreviewImage", "SaveImage"):
+        assert len(run.pictures(shown)) == 1
 
 
 def test_the_app_from_photo_to_picture(page, server, tmp_path, screenshot):
