@@ -227,7 +227,7 @@ def losses_of(
     return loss, noise, attention, leaked
 
 
-def first_loss_scale(dtype: torch.dtype) -> float:
+def first_loss_scale(dtype: torch.dtype | None) -> float:
     """What keeps gradients that pass through this precision above underflow."""
     return 2.0**16 if dtype == torch.float16 else 1.0
 
