@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, SHIPPED
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, SHIPPED
 from sefi_ide.tools.comfyui import REPOSITORY
 
 if TYPE_CHECKING:
@@ -178,14 +178,15 @@ def _one_thread() -> None:
 @cache
 def code_version(modules: tuple[str, ...] = MEASURING) -> str:
     """A hash of everything but the job that its figures depend on."""
-    files = [
-        *(file for file in MADE if file.exists()),
+    made = [*MADE, *([FACE_ENCODER] if "encoder_mini" in modules else [])]
+    files = {
+        *(file for file in made if file.exists()),
         *(REPOSITORY / "sefi_core").rglob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.safetensors"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.py"),
         *(REPOSITORY / "tests" / "mini_sd").glob("*.txt"),
         *(REPOSITORY / "benchmarks" / f"{name}.py" for name in modules),
-    ]
+    }
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())
