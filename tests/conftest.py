@@ -27,8 +27,45 @@ SLOW = {
 """Tests of more than ten seconds of one core, beside those that drive a browser."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, and by what it takes."""
+VARIANTS = ("family", "page")
+"""Parameters of many tests: the model family, and how the frontend draws nodes."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--variants=all``, as ``.ci/run`` has it."""
+    parser.addoption(
+        "--variants", choices=("turn", "all"), default="turn",
+        help="whether each case has all families and renderers, or one of them, in turn (default)",
+    )  # fmt: skip
+
+
+def in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of cases that differ in their variants alone, the first, of the next ones the second, ..."""
+    cases: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        variant = [parameters.pop(name, None) for name in VARIANTS]
+        plain = item.nodeid if variant == [None, None] else item.nodeid.split("[")[0]
+        key = plain, *(f"{name}={id(value)}" for name, value in sorted(parameters.items()))
+        cases.setdefault(key, []).append(item)
+    several = [same for same in cases.values() if len(same) > 1]
+    left_out = {
+        id(item)
+        for turn, same in enumerate(several)
+        for number, item in enumerate(same)
+        if number != turn % len(same)
+    }
+    return [item for item in items if id(item) not in left_out]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by its folder, and by what it takes; variants in turn unless all are asked."""
+    asked_by_name = any("::" in argument for argument in config.args)
+    if config.getoption("--variants") == "turn" and not asked_by_name:
+        every = list(items)
+        items[:] = in_turn(every)
+        kept = set(items)
+        config.hook.pytest_deselected(items=[item for item in every if item not in kept])
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
         if "browser" in item.fixturenames:

@@ -8,8 +8,6 @@ near unit variance and depend clearly on every word.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from os import PathLike
 
 import comfy.sdxl_clip
@@ -122,16 +120,6 @@ def of_families(*names: str) -> pytest.MarkDecorator:
 
 
 of_all_families = of_families(*FAMILIES)
-
-
-def in_turn(names: str, cases: Iterable) -> pytest.MarkDecorator:
-    """As ``pytest.mark.parametrize``, each case with one of the families, in turn.
-
-    For what does not depend on the family as such: all of the cases times all families take long.
-    """
-    parts = [case if isinstance(case, tuple) else (case,) for case in cases]
-    rows = [(family, *part) for family, part in zip(itertools.cycle(FAMILIES), parts)]
-    return pytest.mark.parametrize(f"family,{names}", rows, indirect=["family"])
 
 
 def register() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import comfy.ops
 import pytest
 import torch
@@ -21,7 +19,7 @@ from sefi_ide.tests.comfy.composition import (
 )
 from sefi_ide.tests.comfy.mixing import TRAJECTORIES, batches, difference, mixed
 from sefi_ide.tests.comfy.mixing_cases import CASES
-from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, in_turn, of_all_families
+from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, of_all_families
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -33,7 +31,9 @@ def nearly(setting) -> World:
     return World(*apply(setting.plain.model, setting.plain.clip, word), setting.applied.people)
 
 
-@in_turn("name,trajectory", itertools.product(CASES, ("own", "same")))
+@of_all_families
+@TRAJECTORIES
+@pytest.mark.parametrize("name", CASES)
 def test_the_class_word_changes_nothing(setting, nearly, family, trajectory, name):
     """And what an identity draws there is mixed."""
     case = CASES[name]

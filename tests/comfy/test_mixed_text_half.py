@@ -17,7 +17,7 @@ from sefi_ide.tests.comfy.composition import (
 )
 from sefi_ide.tests.comfy.mixing import WORD, difference, halves, mixed
 from sefi_ide.tests.comfy.mixing_cases import CASES
-from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, in_turn, of_all_families
+from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, of_all_families
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -27,7 +27,8 @@ SAMPLERS = [
 ]  # fmt: skip
 
 
-@in_turn("name", [*SAMPLERS, "churn"])
+@of_all_families
+@pytest.mark.parametrize("name", [*SAMPLERS, "churn"])
 def test_the_texts_half_is_a_plain_run(setting, name):
     """With the class word's text, and the noise that the sampler draws on its way."""
     noise = random_latents(2, seed=8)
@@ -42,7 +43,8 @@ def test_the_texts_half_is_a_plain_run(setting, name):
     assert difference(both[:2], expected) > VISIBLE
 
 
-@in_turn("name", ["controlnet", "hooks", "sag", "areas", "context-windows"])
+@of_all_families
+@pytest.mark.parametrize("name", ["controlnet", "hooks", "sag", "areas", "context-windows"])
 def test_the_texts_half_is_a_plain_run_with_other_nodes(setting, family, name, monkeypatch):
     """What they see of the prompt is the class word's as well."""
     kept = []
