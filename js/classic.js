@@ -7,6 +7,7 @@
  * Classic nodes offer it in their menu only, so that they get a button, like that of Nodes 2.0.
  */
 import { app } from "../../scripts/app.js"
+import { say } from "./lib/texts.js"
 
 const PREFIX = "SeFi"
 /** Pixels that a field of several lines gets beyond its least height. */
@@ -41,7 +42,7 @@ function addButton(node) {
     Object.defineProperties(button, {
         label: {
             configurable: true,
-            get: () => (node.showAdvanced ? "Hide advanced inputs" : "Show advanced inputs"),
+            get: () => say(node.showAdvanced ? "Hide advanced inputs" : "Show advanced inputs"),
             set() {},
         },
         hidden: { configurable: true, get: alwaysShown, set() {} },

@@ -9,6 +9,7 @@ import { caretPosition } from "./lib/caret.js"
 import { element, face, label, loadStyles } from "./lib/elements.js"
 import { identitiesOfGraph } from "./lib/identities.js"
 import { library } from "./lib/library.js"
+import { say } from "./lib/texts.js"
 
 const SETTING = "SeFi.Completion"
 /** Text fields for prompts: not searches, names of files or numbers. */
@@ -29,7 +30,6 @@ const list = element("ul", {
     className: "sefi-completion",
     role: "listbox",
     id: "sefi-completion",
-    ariaLabel: "Identities",
 })
 
 function isField(target) {
@@ -76,6 +76,7 @@ function show(field, identities) {
     const same = begun.query === open?.query
     const chosen = Math.max(0, same ? options.findIndex(({ name }) => name === before) : 0)
     open = { field, ...begun, identities, options, chosen }
+    list.ariaLabel = say("Identities")
     list.replaceChildren(...options.map(row))
     if (!list.isConnected) document.body.append(list)
     field.setAttribute("aria-controls", list.id)

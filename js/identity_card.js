@@ -5,6 +5,7 @@ import { element, face, icon, label, loadStyles } from "./lib/elements.js"
 import { valueOf } from "./lib/graph.js"
 import { appliersOf, checkpointOf, placeOf } from "./lib/identities.js"
 import { FAMILIES, identityFiles, identityOf, metadataOf } from "./lib/library.js"
+import { say } from "./lib/texts.js"
 
 const NODE = "SeFiLoadIdentity"
 const HEIGHT = 108
@@ -101,8 +102,10 @@ function labelOf(family) {
 function drawn(identity, mismatch) {
     const { placeholder, classWord, family, steps, date, ofFile, picture } = identity
     const when = date && label("", date.toLocaleDateString(undefined, { dateStyle: "medium" }))
-    if (when) when.title = `${ofFile ? "File of" : "Learned on"} ${date.toLocaleString()}`
-    const facts = [when, steps && (steps === 1 ? "1 step" : `${steps} steps`)]
+    if (when) when.title = say(ofFile ? "File of {when}" : "Learned on {when}", {
+            when: date.toLocaleString(),
+        })
+    const facts = [when, steps && say(steps === 1 ? "1 step" : `${steps} steps`)]
     const text = element(
         "div",
         { className: "sefi-card-text" },
@@ -119,8 +122,8 @@ function drawn(identity, mismatch) {
 }
 
 function warning({ file, family }, own) {
-    const text = `Does not fit: the checkpoint is ${family}`
-    const title = `Learned on ${own}, but ${file} is ${family}`
+    const text = say("Does not fit: the checkpoint is {family}", { family })
+    const title = say("Learned on {own}, but {file} is {family}", { own, file, family })
     const properties = { className: "sefi-card-warning", title, role: "alert" }
     return element("div", properties, icon("exclamation-triangle"), text)
 }
@@ -133,22 +136,24 @@ function line(parts) {
 }
 
 function nobody(file) {
-    const textContent = file
-        ? "This file is no identity, or is not in models/sefi."
-        : "Save an identity with SeFi Save Identity, then choose it here."
+    const textContent = say(
+        file
+            ? "This file is no identity, or is not in models/sefi."
+            : "Save an identity with SeFi Save Identity, then choose it here.",
+    )
     const text = label("sefi-card-text sefi-card-line sefi-card-nobody", textContent, "div")
     return [face("", "sefi-card-face"), text]
 }
 
 function copyButton(text) {
     const done = element("span", { className: "sefi-card-copied", role: "status" })
-    const title = `Copy ${text}`
+    const title = say("Copy {it}", { it: text })
     const properties = { type: "button", className: "sefi-card-copy", title, ariaLabel: title }
     const button = element("button", properties, icon("copy"), done)
     button.addEventListener("click", async () => {
         if (!(await copy(text))) return
         button.firstChild.replaceWith(icon("check"))
-        done.textContent = "Copied"
+        done.textContent = say("Copied")
         setTimeout(() => {
             button.firstChild.replaceWith(icon("copy"))
             done.textContent = ""

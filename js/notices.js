@@ -5,6 +5,7 @@ import { loadStyles } from "./lib/elements.js"
 import { inputsOf, places, valueOf } from "./lib/graph.js"
 import { APPLY, identitiesOfGraph, namesInClip, placeWithId } from "./lib/identities.js"
 import { identityFiles, isName } from "./lib/library.js"
+import { say } from "./lib/texts.js"
 
 const ERROR = "sefi_ide.SeFiError"
 const SAVE = "SeFiSaveIdentity"
@@ -93,17 +94,20 @@ async function warnOfUnknownWords() {
     const graph = (await identitiesOfGraph()).map(({ name }) => name.normalize("NFC"))
     for (const { words, names } of prompts)
         for (const word of words) {
-            const summary = `<${word}> is no identity here`
+            const summary = say("{it} is no identity here", { it: `<${word}>` })
             tell("warn", summary, remedy(word, names, graph), WARNING_MILLISECONDS)
         }
 }
 
 function remedy(word, names, graph) {
-    const known = `It is read as plain text. Known: ${names.map((name) => `<${name}>`).join(", ")}.`
+    const list = names.map((name) => `<${name}>`).join(", ")
+    const known = say("It is read as plain text. Known: {names}.", { names: list })
     const same = names.find((name) => name.toLocaleLowerCase() === word.toLocaleLowerCase())
-    if (same) return `Did you mean <${same}>? Upper and lower case count.`
+    if (same)
+        return say("Did you mean {it}? Upper and lower case count.", { it: `<${same}>` })
     if (!graph.includes(word)) return known
-    return `It is in the graph, but its SeFi Apply Identity does not lead to this prompt. ${known}`
+    const where = "It is in the graph, but its SeFi Apply Identity does not lead to this prompt."
+    return `${say(where)} ${known}`
 }
 
 let files = null

@@ -1,6 +1,7 @@
 /** Small line charts of losses, as SVG elements. */
 
 import { element } from "./elements.js"
+import { say } from "./texts.js"
 
 const POINTS = 120
 const WIDTH = 200
@@ -62,16 +63,16 @@ function drawn(tag, attributes) {
 export class Curve {
     /** @param {string} name of the loss */
     constructor(name) {
-        const loss = element("span", { className: "sefi-wide", textContent: " loss" })
+        const loss = element("span", { className: "sefi-wide", textContent: say(" loss") })
         this.number = element("span", { className: "sefi-number" })
         const label = element("div", { className: "sefi-label" })
-        label.append(element("span", {}, name, loss), this.number)
+        label.append(element("span", {}, say(name), loss), this.number)
         this.raw = drawn("polyline", { class: "sefi-raw" })
         this.course = drawn("polyline", { class: "sefi-course" })
         const whole = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" }
-        const chart = drawn("svg", { ...whole, role: "img", "aria-label": `${name} loss` })
+        const chart = drawn("svg", { ...whole, role: "img", "aria-label": say(name) + say(" loss") })
         chart.append(this.raw, this.course)
-        const title = `The ${name} loss of every step, and its course`
+        const title = say("The {name} loss of every step, and its course", { name: say(name) })
         this.element = element("div", { className: "sefi-curve", title }, label, chart)
     }
 

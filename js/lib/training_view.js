@@ -2,6 +2,7 @@
 
 import { Curve } from "./curves.js"
 import { element } from "./elements.js"
+import { say } from "./texts.js"
 import { timeLeft } from "./trainings.js"
 
 const HINT = "Run, and watch the training here."
@@ -19,10 +20,11 @@ const PICTURES = { sides: 56, least: 88, most: 220 }
 class Picture {
     /** @param {string} caption */
     constructor(caption) {
-        const properties = { className: "sefi-image", alt: caption, draggable: false, hidden: true }
+        const alt = say(caption)
+        const properties = { className: "sefi-image", alt, draggable: false, hidden: true }
         this.image = element("img", properties)
         const frame = element("div", { className: "sefi-frame" }, this.image)
-        const text = element("figcaption", { className: "sefi-caption", textContent: caption })
+        const text = element("figcaption", { className: "sefi-caption", textContent: alt })
         this.element = element("figure", { className: "sefi-picture" }, frame, text)
     }
 
@@ -44,7 +46,7 @@ export class TrainingView {
         this.training = null
         this.pictures = named(["photo", "attention", "preview"], (name) => new Picture(name))
         this.curves = named(LOSSES, (name) => new Curve(name))
-        this.hint = element("div", { className: "sefi-hint", textContent: HINT })
+        this.hint = element("div", { className: "sefi-hint", textContent: say(HINT) })
         this.heading = element("span", { className: "sefi-heading" })
         this.doing = element("span", { className: "sefi-doing" })
         this.place = element("span", { className: "sefi-place" })
@@ -52,7 +54,7 @@ export class TrainingView {
         const progress = { className: "sefi-progress", role: "progressbar" }
         this.progress = element("div", progress, this.bar)
         this.message = element("div", { className: "sefi-message", role: "status" })
-        this.button = element("button", { className: "sefi-stop", type: "button", title: STOP })
+        this.button = element("button", { className: "sefi-stop", type: "button", title: say(STOP) })
         this.button.addEventListener("click", () => this.askToStop(stop))
         const row = (className, ...children) => element("div", { className }, ...children)
         const elements = (parts) => Object.values(parts).map((part) => part.element)
@@ -92,8 +94,8 @@ export class TrainingView {
         const running = state === "running"
         this.element.dataset.state = isBare(training) ? "bare" : state
         this.heading.textContent = placeholder
-        this.doing.textContent = running ? training.phase : (ENDED[state] ?? state)
-        this.place.textContent = `step ${step} of ${steps}`
+        this.doing.textContent = say(running ? training.phase : (ENDED[state] ?? state))
+        this.place.textContent = say(`step ${step} of ${steps}`)
         this.bar.style.width = `${steps ? (100 * step) / steps : 0}%`
         Object.assign(this.progress, { ariaValueNow: String(step), ariaValueMax: String(steps) })
         for (const [name, picture] of Object.entries(this.pictures))
@@ -108,12 +110,12 @@ export class TrainingView {
         const running = state === "running"
         this.button.hidden = !running
         this.button.disabled = this.asked
-        this.button.textContent = this.asked ? "Stopping ..." : "Stop and keep"
+        this.button.textContent = say(this.asked ? "Stopping ..." : "Stop and keep")
         const left = running && phase === "learning" ? timeLeft(seconds_left) : ""
         const again = resumable && state === "failed"
         const offer = again ? `Queue it again to go on from step ${resumable}.` : ""
-        const said = [this.refused || message, left, offer]
-        this.message.textContent = said.filter(Boolean).map(asSentence).join(" ")
+        const said = [this.refused || message, left, offer].filter(Boolean)
+        this.message.textContent = said.map((text) => asSentence(say(text))).join(" ")
         this.message.title = this.message.textContent
     }
 
@@ -136,7 +138,8 @@ export class TrainingView {
  */
 function asSentence(text) {
     const begun = text[0].toUpperCase() + text.slice(1)
-    return /[.!?]$/.test(begun) ? begun : `${begun}.`
+    if (/[.!?。]$/.test(begun)) return begun
+    return begun + (/\p{Script=Han}$/u.test(begun) ? "。" : ".")
 }
 
 /**

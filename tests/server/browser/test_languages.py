@@ -53,6 +53,8 @@ def test_a_node_and_its_help_page_speak(page, request, speak, screenshot, langua
         lambda answer: answer.status == 404 and "/docs/" in answer.url and missing.append(answer),
     )
     speak(language)
+    hints = {"en": "Run, and watch the training here.", "zh": "运行后可在此处观看训练过程。"}
+    expect(page.locator(".sefi-hint")).to_have_text(hints[language])
     label = texts["inputs"]["class_word"]["name"]
     if request.node.callspec.params["page"] == "vue":
         drawn = page.locator(".lg-node")
