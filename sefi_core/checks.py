@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from .errors import SeFiError, quoted
 
@@ -56,3 +58,12 @@ def parse_numbers(name: str, text: str, most: int, example: str) -> tuple[float,
                 f'commas between them, such as "{example}"'
             ) from None
     return tuple(numbers)
+
+
+def check_weights(tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raises :class:`SeFiError` where what has been trained is not to be kept."""
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise SeFiError(
+            f"the {what} has weights that are no numbers or too large for its file, which is not "
+            "written: train again with a lower learning rate"
+        )

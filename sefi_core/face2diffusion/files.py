@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..checks import check_weights
 from ..errors import SeFiError, quoted
 from ..families import FAMILIES
 from .networks import PUBLISHED_OUTPUTS, EncoderShape, Mapping, Output
@@ -134,15 +135,17 @@ def read_face_encoder(path: Path) -> FaceEncoder:
 def write_face_encoder(
     encoder: FaceEncoder, path: Path, training: dict[str, Any] | None = None
 ) -> None:
-    """Write an encoder to this pack's own file, in half precision.
+    """Write an encoder to this pack's own file, in half precision but for what a norm has counted.
 
-    ``training`` are JSON-able settings for those who ask later.
+    ``training`` are JSON-able settings for those who ask later. Raises :class:`SeFiError` for
+    weights that are no numbers, or too large for half precision.
     """
-    tensors = {
-        f"{part}.{key}": (value.half() if value.is_floating_point() else value).contiguous()
-        for part, network in (("encoder", encoder.encoder), ("mapping", encoder.mapping))
-        for key, value in network.state_dict().items()
-    }
+    tensors = {}
+    for part, network in (("encoder", encoder.encoder), ("mapping", encoder.mapping)):
+        for key, value in network.state_dict().items():
+            whole = not value.is_floating_point() or "running_" in key
+            tensors[f"{part}.{key}"] = (value if whole else value.half()).contiguous()
+    check_weights(tensors, "face encoder")
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),

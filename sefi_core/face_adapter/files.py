@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..checks import check_weights
 from ..errors import SeFiError, quoted
 from ..families import FAMILIES
 from .networks import FaceProjection, PairProjection, PlusProjection, Resampler, Sizes
@@ -36,6 +37,7 @@ ASKED = (AUTO, PLUS, PLUS_V2)
 """What a user may say of a file: the two have the same tensors."""
 
 MOST_FACES = 5
+MOST_LAYERS = 64
 """Photos that a portrait adapter takes side by side."""
 
 PORTRAIT_TOKENS = 16
@@ -45,7 +47,7 @@ _PARTS = {"input": 0, "output": 1, "middle": 2}
 _KNOWN = {(768, 16): "sd1", (1024, 16): "sd2", (2048, 70): "sdxl"}
 """Width of the tokens and number of layers of a family."""
 
-_LAYER = re.compile(r"(?:ip_adapter|adapter_modules)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:ip_adapter|adapter_modules)\.(\d{1,4})\.(.+)")
 _LORA = re.compile(r"to_(q|k|v|out)_lora\.(down|up)\.weight")
 
 Block = tuple[str, int, int]
@@ -130,6 +132,17 @@ def read_face_adapter(path: Path, asked: str = AUTO) -> FaceAdapter:
     damaged or no face adapter, and where it cannot be told which of two variants it is.
     """
     tensors, metadata = _content(path)
+    try:
+        return _adapter_of(tensors, metadata, path, asked)
+    except SeFiError:
+        raise
+    except Exception as error:  # of tensors that no such file has, in many ways
+        raise _damaged(path, error) from error
+
+
+def _adapter_of(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path, asked: str
+) -> FaceAdapter:
     projection = {
         key.partition(".")[2]: value.float()
         for key, value in tensors.items()
@@ -142,7 +155,9 @@ def read_face_adapter(path: Path, asked: str = AUTO) -> FaceAdapter:
     if not projection or not found:
         raise _foreign(path)
     if not all(
-        bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()
+        bool(torch.isfinite(value.float()).all())
+        for value in tensors.values()
+        if value.is_floating_point()
     ):
         raise _damaged(path, "it has values that are not numbers")
     own = _own_metadata(metadata, path)
@@ -174,7 +189,8 @@ def write_face_adapter(
 ) -> None:
     """Write an adapter as a safetensors file in half precision, in IP-Adapter's layout.
 
-    ``training`` are JSON-able settings for those who ask later.
+    ``training`` are JSON-able settings for those who ask later. Raises :class:`SeFiError` for
+    weights that are no numbers, or too large for half precision.
     """
     tensors = {f"image_proj.{key}": value for key, value in adapter.projection.state_dict().items()}
     for number, layer in enumerate(adapter.layers):
@@ -194,6 +210,7 @@ def write_face_adapter(
         "training": json.dumps(training or {}, sort_keys=True),
     }
     halves = {key: value.detach().cpu().half().contiguous() for key, value in tensors.items()}
+    check_weights(halves, "face adapter")
     safetensors.torch.save_file(halves, path, metadata)
 
 
@@ -214,6 +231,8 @@ def _content(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         nested = torch.load(path, map_location="cpu", weights_only=True)
         flat: dict[str, torch.Tensor] = {}
         for key, value in nested.items():
+            if not isinstance(key, str):
+                raise ValueError("it has names that are no texts")
             parts = value.items() if isinstance(value, Mapping) else ((None, value),)
             for name, tensor in parts:
                 if not torch.is_tensor(tensor):
@@ -234,16 +253,32 @@ def _own_metadata(metadata: Mapping[str, str], path: Path) -> _Own | None:
             f"{FORMAT_VERSION}: update SeFi-IDE to load it"
         )
     try:
-        embedder = Embedder(**json.loads(metadata["embedder"]))
+        embedder = _embedder(json.loads(metadata["embedder"]))
         with_text = json.loads(metadata["with_text"])
         family, variant = metadata["family"], metadata["variant"]
         if family not in FAMILIES or variant not in VARIANTS:
             raise ValueError(f"{family}, {variant}")
-        if embedder.kind not in ("insightface", "sface", "sefi"):
-            raise ValueError(f"a face recogniser of the kind {embedder.kind}")
         return _Own(family, variant, embedder, with_text)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
+
+
+def _embedder(given: Mapping[str, Any]) -> Embedder:
+    """What a file says of its recogniser, whose file must not lie anywhere else than it should."""
+    embedder = Embedder(**given)
+    if embedder.kind not in ("insightface", "sface", "sefi"):
+        raise ValueError(f"a face recogniser of the kind {embedder.kind}")
+    name = embedder.file
+    if not isinstance(name, str) or not name or name in (".", ".."):
+        raise ValueError("a face recogniser without a file")
+    # What this pack's own encoders are called is checked where they are looked for.
+    if embedder.kind != "sefi" and set(name) & set("/\\:\0"):
+        raise ValueError(f"a face recogniser {name}, which is no file's name")
+    if type(embedder.width) is not int or embedder.width < 1:
+        raise ValueError(f"embeddings of {embedder.width} numbers")
+    if type(embedder.unit) is not bool or not isinstance(embedder.sha256, str):
+        raise ValueError("a face recogniser that is not told as it should be")
+    return embedder
 
 
 def _variant_of(projection: Mapping[str, torch.Tensor], path: Path, asked: str) -> str:
@@ -279,6 +314,8 @@ def _network(
         depth = 1 + max(
             (int(m[1]) for key in state if (m := re.search(r"layers\.(\d+)\.", key))), default=0
         )
+        if depth > MOST_LAYERS:  # each of them takes memory before it is known that it is wrong
+            raise ValueError(f"it has {depth} layers")
         if variant == UNNORM:
             inner, face = state["proj_in.weight"].shape
             tokens, width = state["latents"].shape[1], len(state["norm_out.weight"])

@@ -90,6 +90,22 @@ def test_a_folder_has_files_and_subfolders_of_people(models, inputs_folder):
     assert state != NODE.fingerprint_inputs(folder=["people"])
 
 
+def test_two_of_one_name_in_a_folder_are_told(models, inputs_folder):
+    for name in ("anna.png", "anna.jpg", "ben/1.png", "ben.png", "carla.png"):
+        saved(inputs_folder, f"people/{name}")
+    found, report = run(models, folder="people", captions="smiling\n")
+    assert [(one.name, one.training["captions"]) for one in found] == [("carla", ["smiling"])]
+    assert "<anna>: anna.jpg and anna.png would be one name: put photos of one" in report[0]
+    assert "<ben>: ben and ben.png would be one name" in report[1]
+
+
+def test_an_empty_line_at_the_end_of_captions_is_none(models):
+    found, _ = run(
+        models, photos=[photo_and_mask()[0].repeat(2, 1, 1, 1)], captions="smiling\nsad\n\n"
+    )
+    assert [one.training["captions"] for one in found] == [["smiling"], ["sad"]]
+
+
 def test_heads_are_found_and_who_has_none_is_told(models):
     astronaut = torch.from_numpy(skimage.data.astronaut().copy())[None].float() / 255
     found, report = run(
@@ -108,6 +124,8 @@ def test_heads_are_found_and_who_has_none_is_told(models):
         ({}, "there are no photos: connect photos, or name a folder"),
         ({"folder": "../out"}, "is no folder in"),
         ({"folder": "nothing"}, "is no folder in"),
+        ({"folder": "a\0b"}, "is no folder in"),
+        ({"folder": 5000 * "a"}, "is no folder in"),
         ({"folder": "void"}, "has no photos"),
         ({"photos": True, "folder": "void"}, "photos and folder are both given"),
         ({"photos": True, "names": "a\nb"}, "names has 2 lines for 1 photos"),
@@ -128,7 +146,8 @@ def test_a_folder_that_is_not_there_is_refused_before_the_run(inputs_folder):
     (inputs_folder / "people").mkdir()
     assert NODE.validate_inputs(folder=["people"]) is True
     assert NODE.validate_inputs(folder=[""]) is NODE.validate_inputs() is True
-    assert "is no folder in" in NODE.validate_inputs(folder=["other"])
+    for name in ("other", "a\0b", 5000 * "a"):
+        assert "is no folder in" in NODE.validate_inputs(folder=[name])
 
 
 def test_its_settings_are_those_of_train_identity():

@@ -208,6 +208,29 @@ def test_a_bad_own_file_is_one_sentence(change, sentence, tmp_path):
         read_face_encoder(file)
 
 
+def test_what_a_norm_has_counted_keeps_its_range(tmp_path):
+    """Beyond what half precision can say, on both sides."""
+    file, made = tmp_path / "encoder.safetensors", small()
+    counted = [value for key, value in made.encoder.named_buffers() if "running_var" in key]
+    for value, small_or_large in zip(counted, [1e5, 1e-9] * len(counted), strict=False):
+        value.fill_(small_or_large)
+    write_face_encoder(made, file)
+    again = dict(read_face_encoder(file).encoder.named_buffers())
+    assert counted
+    for key, value in made.encoder.named_buffers():
+        assert torch.equal(again[key], value), key
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_what_has_not_been_learned_is_not_written(tmp_path, value):
+    made = small()
+    with torch.no_grad():
+        next(made.mapping.parameters()).fill_(value)
+    with pytest.raises(SeFiError, match="the face encoder has weights .*: train again"):
+        write_face_encoder(made, tmp_path / "encoder.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_published_heads_are_the_paper_s():
     shape = EncoderShape()
     parameters = sum(p.numel() for p in Mapping(shape.features, PUBLISHED_OUTPUTS).parameters())

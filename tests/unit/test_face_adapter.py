@@ -242,6 +242,26 @@ BROKEN = {
         lambda t: t | {"ip_adapter.2.to_q_lora.down.weight": torch.ones(2, 8)},
         r"LoRA at block 1 \(attn1\.to_q\) is not whole",
     ),
+    "a projection that ends early": (
+        lambda t: without(t, "image_proj.proj.2."), "cannot be used as a face adapter",
+    ),
+    "a norm without a side": (
+        lambda t: t | {"image_proj.norm.weight": torch.tensor(1.0)}, "cannot be used",
+    ),
+    "a resampler without sides": (
+        lambda t: without(t, "image_proj.")
+        | {"image_proj.latents": torch.ones(1, 4, 8),
+           "image_proj.proj_in.weight": torch.tensor(1.0)},
+        "cannot be used",
+    ),
+    "more layers than memory": (
+        lambda t: t | {"image_proj.perceiver_resampler.layers.3000.0.norm1.weight": torch.ones(8)},
+        "is a FaceID plus or plus v2|cannot be used|tensors of image_proj",
+    ),
+    "a layer far away": (
+        lambda t: t | {f"ip_adapter.{'9' * 5000}.to_k_ip.weight": torch.ones(8, 768)},
+        None,  # it is no layer, and the others are whole
+    ),
     "not a number": (
         lambda t: t | {"image_proj.norm.bias": torch.full((768,), float("nan"))},
         "values that are not numbers",
@@ -253,6 +273,9 @@ BROKEN = {
 def test_a_broken_file_gets_one_sentence(tmp_path, case):
     change, said = BROKEN[case]
     path = saved(tmp_path / "x.safetensors", change(published_tensors(FACEID, "sd1")))
+    if said is None:
+        assert len(read_face_adapter(path).layers) == 16
+        return
     with pytest.raises(SeFiError, match=said) as caught:
         read_face_adapter(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -268,7 +291,8 @@ def test_truncated_foreign_and_newer_files(tmp_path):
                 read_face_adapter(tmp_path / name)
     torch.save({"image_proj": {"a": object}}, tmp_path / "code.bin")
     torch.save([1, 2], tmp_path / "list.bin")
-    for name in ("code.bin", "list.bin"):
+    torch.save({5: torch.ones(1)}, tmp_path / "numbers.bin")
+    for name in ("code.bin", "list.bin", "numbers.bin"):
         with pytest.raises(SeFiError, match="cannot be used as a face adapter"):
             read_face_adapter(tmp_path / name)
     made = adapter_for(FACEID, "sd1", [8], 24, SMALL)
@@ -282,10 +306,35 @@ def test_truncated_foreign_and_newer_files(tmp_path):
         ({"variant": "face"}, "cannot be used"),
         ({"embedder": "{}x"}, "cannot be used"),
         ({"embedder": '{"kind": "dlib", "file": "x", "width": 10}'}, "dlib"),
+        ({"embedder": '{"file": "/etc/x.onnx"}'}, "no file's name"),
+        ({"embedder": '{"file": "../x.onnx"}'}, "no file's name"),
+        ({"embedder": '{"file": "\\\\\\\\host\\\\x.onnx"}'}, "no file's name"),
+        ({"embedder": '{"kind": "sface", "file": "C:x.onnx"}'}, "no file's name"),
+        ({"embedder": '{"file": 5}'}, "without a file"),
+        ({"embedder": '{"unit": "no"}'}, "not told"),
+        ({"embedder": '{"width": -4}'}, "-4 numbers"),
     ):
         other = saved(tmp_path / "other.safetensors", tensors, {**metadata, **changes})
         with pytest.raises(SeFiError, match=said):
             read_face_adapter(other)
+
+
+def test_eight_bit_weights_are_read(tmp_path):
+    tensors = published_tensors(FACEID, "sd1")
+    name = "ip_adapter.1.to_k_ip.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    found = read_face_adapter(saved(tmp_path / "x.safetensors", tensors))
+    assert torch.equal(found.layers[0].to_k, tensors[name].float())
+
+
+def test_what_has_not_been_learned_is_not_written(tmp_path):
+    made = adapter_for(FACEID, "sd1", [8], 24, SMALL)
+    for value in (float("nan"), 1e6):
+        with torch.no_grad():
+            next(made.projection.parameters()).fill_(value)
+        with pytest.raises(SeFiError, match="the face adapter has weights .*: train again"):
+            write_face_adapter(made, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights():

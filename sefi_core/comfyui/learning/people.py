@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +33,14 @@ def photo_folder(name: str) -> Path:
     Raises :class:`SeFiError` for one that is not there, and for names that lead out of it.
     """
     root = Path(folder_paths.get_input_directory()).resolve()
-    folder = (root / name.strip().replace("\\", "/")).resolve()
-    if not folder.is_relative_to(root) or not folder.is_dir():
-        raise SeFiError(
-            f"folder {quoted(name)} is no folder in {root}: put a folder of photos there, and give "
-            "its name"
-        )
-    return folder
+    with suppress(ValueError, OSError):  # of names that no file can have
+        folder = (root / name.strip().replace("\\", "/")).resolve()
+        if folder.is_relative_to(root) and folder.is_dir():
+            return folder
+    raise SeFiError(
+        f"folder {quoted(name)} is no folder in {root}: put a folder of photos there, and give its "
+        "name"
+    )
 
 
 def people_in_folder(name: str, captions: Sequence[str], find_heads: bool) -> list[Called]:
@@ -47,23 +49,31 @@ def people_in_folder(name: str, captions: Sequence[str], find_heads: bool) -> li
     ``captions`` is one line for all photos. Raises :class:`SeFiError` for a folder without photos.
     """
     folder = photo_folder(name)
+    captions = without_empty_end(captions)
     if len(captions) > 1:
         raise SeFiError("captions has several lines: give one line for all photos of a folder")
     files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-    groups = {
-        file.stem if file.is_file() else file.name: [file]
-        if file.is_file()
-        else [one for one in sorted(file.iterdir()) if _is_picture(one)]
-        for file in files
-        if file.is_dir() or _is_picture(file)
-    }
-    groups = {called: photos for called, photos in groups.items() if photos}
+    groups: dict[str, list[Path]] = {}
+    twice: dict[str, list[str]] = {}
+    for file in files:
+        photos = [file] if _is_picture(file) else []
+        if file.is_dir():
+            photos = [one for one in sorted(file.iterdir()) if _is_picture(one)]
+        if photos:
+            called = file.name if file.is_dir() else file.stem
+            groups.setdefault(called, photos)
+            twice.setdefault(called, []).append(file.name)
     if not groups:
         raise SeFiError(f"folder {quoted(name)} has no photos: put pictures into it")
     found = []
     for called, photos in groups.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
         try:
+            if len(twice[called]) > 1:
+                raise SeFiError(
+                    f"{' and '.join(twice[called])} would be one name: put photos of one person "
+                    "into a folder of that name, and rename those of another"
+                )
             pictures = [Photo(read_picture(file), None) for file in photos]
             found.append(_called(called, pictures, tuple(captions), find_heads))
         except SeFiError as error:
@@ -84,6 +94,8 @@ def people_of_photos(
     :class:`SeFiError` for another number, and as :func:`photos.pair_photos` does.
     """
     pairs = pair_photos(photos, masks)
+    if len(captions) > len(pairs):
+        captions = without_empty_end(captions)
     if names and len(names) != len(pairs):
         raise SeFiError(
             f"names has {len(names)} lines for {len(pairs)} photos: give one name for each photo, "
@@ -103,6 +115,12 @@ def people_of_photos(
         except SeFiError as error:
             found.append(Called(called, error))
     return found
+
+
+def without_empty_end(lines: Sequence[str]) -> list[str]:
+    """The lines, at least one, without the empty ones that a text ends with."""
+    last = max((n for n, line in enumerate(lines) if line.strip()), default=0)
+    return list(lines[: last + 1])
 
 
 def _called(
