@@ -210,10 +210,6 @@ class ComfyDenoiser:
         ``options`` are more ``transformer_options`` for the U-Net.
         """
         samples, prompts = self._rows_of(batches)
-        kept = (context.nbytes for context, _ in self.references.values())
-        if sum(kept) > REFERENCE_BYTES:  # a data set may have a caption for each photo
-            self.references.clear()
-            self.map_references.clear()
         self._encode_references(prompts)
         text = self._reference_texts(prompts)
         noised = self._noised(samples, batches)
@@ -288,7 +284,14 @@ class ComfyDenoiser:
 
     @torch.no_grad()
     def _encode_references(self, prompts: Sequence[int]) -> None:
-        """Encode prompts with the class word, and for the maps, those that were not yet."""
+        """Encode prompts with the class word, and for the maps, those that were not yet.
+
+        Earlier ones are forgotten where they take too much room.
+        """
+        kept = (context.nbytes for context, _ in self.references.values())
+        if sum(kept) > REFERENCE_BYTES:  # a data set may have a caption for each photo
+            self.references.clear()
+            self.map_references.clear()
         for prompt in prompts:
             if prompt not in self.references:
                 tokens = substitute(self.prompts[prompt], dict.fromkeys(self.names))
