@@ -26,17 +26,18 @@ from typing import Any
 import folder_paths
 import numpy as np
 import torch
-from sefi_ide.sefi_core.comfyui import encoder_training, face_encoders
+from sefi_ide.sefi_core.comfyui import face_encoders
 from sefi_ide.sefi_core.comfyui.encoder_training import Checkpoint
 from sefi_ide.sefi_core.comfyui.face_adapters import OpenedAdapter, Wish, apply_face_adapter
 from sefi_ide.sefi_core.face2diffusion.files import read_encoder
-from sefi_ide.sefi_core.face2diffusion.training.data import Faces, prepared, read_records
+from sefi_ide.sefi_core.face2diffusion.training.data import Faces
 from sefi_ide.sefi_core.face2diffusion.training.identification import features_of
 from sefi_ide.sefi_core.face2diffusion.training.settings import read_settings, settings_of
 from sefi_ide.sefi_core.face_adapter.files import read_face_adapter
 from sefi_ide.sefi_core.face_adapter.training.settings import AdapterTraining
 from sefi_ide.tests.mini_sd.checkpoints import FACE_ADAPTER, FACE_ENCODER
 from sefi_ide.tests.mini_sd.editions import EDITION
+from sefi_ide.tools import train_encoder
 from sefi_ide.tools.comfyui import REPOSITORY
 from sefi_ide.tools.train_adapter import RESULT as TRAINED
 from sefi_ide.tools.train_adapter import open_recogniser, train_adapter
@@ -62,14 +63,7 @@ def drawn_faces(checkpoint: Checkpoint) -> Faces:
     """The people of ``make encoder-mini``, of whose photos it has kept crops and latents."""
     settings = read_settings(encoder_mini.SETTINGS, {})
     photos = encoder_mini.draw_people(encoder_mini.BUILD / "photos")
-    kept = {"crop": settings.crop, "masked": settings.masked}
-    kept |= {"resolution": settings.resolution, "family": checkpoint.family}
-    faces = prepared(
-        read_records(photos),
-        encoder_training.preparation(settings, checkpoint),
-        encoder_mini.BUILD / "cache",
-        kept,
-    )
+    faces = train_encoder.faces_of(photos, encoder_mini.BUILD, settings, checkpoint)
     encoder, _ = read_encoder(FACE_ENCODER)
     tensors = {"latent": faces.tensors["latent"], "embedding": features_of(encoder, faces)}
     return Faces(faces.records, tensors)

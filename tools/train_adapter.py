@@ -49,7 +49,12 @@ def open_recogniser(path: Path, clip_vision: Path | None = None) -> Recogniser:
 
     Raises :class:`SeFiError` for files that are none.
     """
-    embedder, looking = open_embedder(path)
+    try:
+        embedder, looking = open_embedder(path)
+    except OSError as error:
+        raise SeFiError(
+            f"{path} cannot be read ({error}): give the path of a face recogniser"
+        ) from error
     clip = None
     if clip_vision is not None:
         try:
@@ -77,7 +82,10 @@ def faces_of(
         "variant": settings.variant,
     }
     prepare = preparation(settings, checkpoint, recogniser)
-    return prepared(read_records(photos), prepare, output / "cache", kept)
+    if settings.looks_at_pictures:
+        kept["clip_vision"] = recogniser.clip_digest
+    cache, vae = output / "cache", checkpoint.vae_digest
+    return prepared(read_records(photos), prepare, cache, kept, made_with=vae)
 
 
 def train_adapter(

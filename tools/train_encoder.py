@@ -19,6 +19,7 @@ if __name__ == "__main__":
     comfyui["start_training"](sys.argv, prefix="sefi-encoder-")
 
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from ..sefi_core.comfyui.encoder_training import (  # noqa: E402
     Checkpoint,
@@ -40,46 +41,70 @@ from ..sefi_core.face2diffusion.training.settings import (  # noqa: E402
 )
 
 RESULT = "face_encoder.safetensors"
+ENCODER_STATE = "encoder_state.safetensors"
 PARTS = ("encoder", "mapping", "both")
 
 
-def faces_of(photos: Path, output: Path, settings: EncoderTraining, checkpoint) -> tuple:
-    """The photos to learn from and those to test with, prepared."""
-    kept = {"crop": settings.crop, "masked": settings.masked}
+def faces_of(
+    photos: Path, output: Path, settings: EncoderTraining, checkpoint: Checkpoint | None = None
+) -> Faces:
+    """What is kept of the photos, prepared; it lies in ``output``.
+
+    For a mapping that is made with its ``checkpoint``.
+    """
+    kept: dict[str, object] = {"crop": settings.crop, "masked": settings.masked}
+    made_with = ""
     if checkpoint is not None:
-        kept |= {"resolution": settings.resolution, "family": checkpoint.family}
-    faces: Faces = prepared(
-        read_records(photos), preparation(settings, checkpoint), output / "cache", kept
-    )
-    return faces.split(settings.validation_people, settings.seed)
+        kept |= {
+            "masked": settings.needs_masks,
+            "resolution": settings.resolution,
+            "family": checkpoint.family,
+        }
+        made_with = checkpoint.vae_digest
+    prepare = preparation(settings, checkpoint)
+    return prepared(read_records(photos), prepare, output / "cache", kept, made_with)
 
 
 def train_encoder(photos: Path, output: Path, settings: EncoderTraining, on_step=None) -> list:
     """Train the encoder; returns the losses. Its state is in ``output``."""
-    learn, test = faces_of(photos, output, settings, None)
+    faces = faces_of(photos, output, settings)
+    learn, test = faces.split(settings.validation_people, settings.seed)
     torch.manual_seed(settings.seed)
     task = Identification(settings.shape.build(), learn, test, settings)
-    log = Log(output / "encoder")
+    log = Log(output / "encoder", active=_is_first())
     if torch.cuda.is_available() and "--cpu" not in sys.argv:
         task.cuda()
     losses = fit(
         task, settings.encoder_steps, settings.encoder_batch, settings.seed,
-        output / "encoder_state.safetensors", log, settings.validate_every, on_step,
+        output / ENCODER_STATE, log, settings.validate_every, on_step,
     )  # fmt: skip
     log.close()
     return losses
 
 
 def trained_encoder(output: Path, settings: EncoderTraining) -> torch.nn.Module:
-    """The encoder in the state that :func:`train_encoder` has left."""
-    from safetensors.torch import load_file
+    """The encoder in the state that :func:`train_encoder` has left.
 
-    state = load_file(output / "encoder_state.safetensors")
+    Raises :class:`SeFiError` where there is none, or one of another shape.
+    """
+    path = output / ENCODER_STATE
+    if not path.is_file():
+        raise SeFiError(
+            f"{path} is not there: train an encoder first, with --part encoder or both, or give "
+            "one with --encoder"
+        )
     prefix = "module.encoder."
     encoder = settings.shape.build()
-    encoder.load_state_dict(
-        {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    )
+    try:
+        state = load_file(path)
+        encoder.load_state_dict(
+            {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+        )
+    except Exception as error:  # safetensors has an exception of its own, torch another
+        raise SeFiError(
+            f"{path} holds no encoder of the shape that is set ({str(error)[:200]}): give the "
+            "settings that it was trained with, or remove it to train another"
+        ) from error
     return encoder.eval().requires_grad_(False)
 
 
@@ -97,19 +122,25 @@ def train_mapping(
     else:
         network, shape = trained_encoder(output, settings), settings.shape
     with torch.inference_mode(False), torch.enable_grad():
-        learn, test = faces_of(photos, output, settings, checkpoint)
+        faces = faces_of(photos, output, settings, checkpoint)
+        learn, test = faces.split(settings.validation_people, settings.seed)
         task = MappingTask(checkpoint, network, shape, learn, test, settings)
         task.to(checkpoint.model.load_device)
-        log = Log(output / "mapping")
+        log = Log(output / "mapping", active=_is_first())
         with differentiable(*task.frozen_modules):
             losses = fit(
                 task, settings.mapping_steps, settings.mapping_batch, settings.seed,
                 output / "mapping_state.safetensors", log, settings.validate_every, on_step,
             )  # fmt: skip
     log.close()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first():
         write_face_encoder(task.face_encoder(), output / RESULT, settings.as_json())
     return losses
+
+
+def _is_first() -> bool:
+    """Whether this process, of those that train together, writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,10 +162,11 @@ def main(arguments: list[str] | None = None) -> None:
         settings = read_settings(options.settings, parse_changes(options.changes))
         if options.part != "encoder" and options.checkpoint is None:
             raise SeFiError("a mapping needs --checkpoint, the Stable Diffusion that it is for")
+        # At once, so that a file that is of no use is told before days of training.
+        checkpoint = load_checkpoint(options.checkpoint) if options.part != "encoder" else None
         if options.part != "mapping" and options.encoder is None:
             train_encoder(options.photos, options.output, settings)
-        if options.part != "encoder":
-            checkpoint = load_checkpoint(options.checkpoint)
+        if checkpoint is not None:
             train_mapping(options.photos, options.output, settings, checkpoint, options.encoder)
     except SeFiError as error:
         sys.exit(str(error))

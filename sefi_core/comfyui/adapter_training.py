@@ -7,7 +7,7 @@ cross-attention and gradients come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 
+from ..digest import digest
 from ..errors import SeFiError
 from ..face2diffusion.crops import Choice, aligned_face, face_in
 from ..face2diffusion.training.data import Faces, Record
@@ -39,7 +40,7 @@ from ..learning.losses import noise_loss
 from ..stages import TRAINING_TIMESTEPS
 from .base_model import cross_attention_layers, latent_format_of
 from .clip.embeddings import class_word_embedding
-from .encoder_training import NAME, Checkpoint, latent_of, photo_of
+from .encoder_training import NAME, Checkpoint, latent_of, photo_of, tensors_digest
 from .face_embedding import CLIP_SIDE, Looks, clip_states
 from .learning.denoiser import ComfyDenoiser
 from .learning.pictures import picture_of
@@ -58,6 +59,11 @@ class Recogniser:
     looking: Callable[[Detector, Choice], Looks]
     clip: ClipVisionModel | None = None
 
+    @property
+    def clip_digest(self) -> str:
+        """Says which CLIP it is; empty without one."""
+        return "" if self.clip is None else tensors_digest(self.clip.model.state_dict())
+
 
 def preparation(
     settings: AdapterTraining, checkpoint: Checkpoint, recogniser: Recogniser
@@ -68,8 +74,7 @@ def preparation(
     that look at pictures a CLIP's "states" of the face. Raises :class:`SeFiError` where such a
     variant has no CLIP.
     """
-    looks_at_pictures = _looks_at_pictures(settings)
-    if looks_at_pictures and recogniser.clip is None:
+    if settings.looks_at_pictures and recogniser.clip is None:
         raise SeFiError(
             f"the variant {settings.variant} looks at pictures: give a CLIP vision model, or set "
             "variant to faceid"
@@ -84,7 +89,7 @@ def preparation(
             "latent": latent_of(photo, checkpoint, settings.resolution)[0].half(),
             "embedding": embedding,
         }
-        if looks_at_pictures:
+        if settings.looks_at_pictures:
             assert recogniser.clip is not None
             face = face_in(photo, detector, Choice(), "the photo")
             seen = aligned_face(photo.picture, face, CLIP_SIDE)[None]
@@ -110,7 +115,7 @@ class AdapterTask(nn.Module):
         attentions = cross_attention_layers(checkpoint.model.model.diffusion_model)
         self.blocks = in_file_order(list(attentions))
         to_k: Any = attentions[self.blocks[0]].get_submodule("to_k")
-        states = faces.tensors["states"].shape[-1] if _looks_at_pictures(settings) else 0
+        states = faces.tensors["states"].shape[-1] if settings.looks_at_pictures else 0
         sizes = Sizes(
             recogniser.embedder.width,
             to_k.weight.shape[1],
@@ -124,6 +129,13 @@ class AdapterTask(nn.Module):
         # They begin where the text's keys and values are made.
         self.to_k = _begun_at([attentions[block].get_submodule("to_k") for block in self.blocks])
         self.to_v = _begun_at([attentions[block].get_submodule("to_v") for block in self.blocks])
+        self.depends_on = {
+            "face recogniser": digest(asdict(recogniser.embedder)),
+            "CLIP vision model": recogniser.clip_digest if states else "",
+            "model family": checkpoint.family,
+            "variant": settings.variant,
+            "list of people": digest(faces.names),
+        }
         no_states = None
         if recogniser.clip is not None and states:
             nothing = torch.zeros(0, CLIP_SIDE, CLIP_SIDE, 3)
@@ -322,10 +334,6 @@ def _projection(variant: str, sizes: Sizes) -> nn.Module:
     if sizes.states:
         return PlusProjection(sizes, variant == PLUS_V2)
     return FaceProjection(sizes)
-
-
-def _looks_at_pictures(settings: AdapterTraining) -> bool:
-    return settings.variant != "faceid"
 
 
 def _begun_at(layers: Sequence[Any]) -> nn.ModuleList:

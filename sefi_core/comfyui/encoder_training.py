@@ -7,7 +7,7 @@ and gradients come out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import nn
 
-from ..errors import SeFiError
+from ..digest import digest, weights_digest
+from ..errors import SeFiError, quoted
 from ..face2diffusion.crops import Choice, seen_in
 from ..face2diffusion.files import FaceEncoder
-from ..face2diffusion.networks import EncoderShape, Mapping, Output
+from ..face2diffusion.networks import EncoderShape, Output
+from ..face2diffusion.networks import Mapping as FaceMapping
 from ..face2diffusion.training.data import Faces, Record, read_picture
 from ..face2diffusion.training.identification import features_of
 from ..face2diffusion.training.loops import Log
@@ -33,7 +35,7 @@ from ..identity.identity import Identity
 from ..images import resized
 from ..learning.loop import Batch
 from ..learning.losses import noise_loss
-from ..learning.photos import Photo, training_pictures
+from ..learning.photos import FAINT, Photo, training_pictures
 from ..stages import TRAINING_TIMESTEPS, stage_of_timestep
 from .base_model import family_of
 from .clip.embeddings import class_word_embedding, position_embeddings, with_last_repeated
@@ -60,6 +62,20 @@ class Checkpoint(NamedTuple):
         """Its id of :data:`families.FAMILIES`."""
         return family_of(self.model)
 
+    @property
+    def vae_digest(self) -> str:
+        """Says which weights make its latents."""
+        network: Any = self.vae.first_stage_model
+        whole = network.state_dict()
+        return tensors_digest(
+            {name: v for name, v in whole.items() if not name.split(".")[0].endswith("decoder")}
+        )
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """One text for all weights of a network."""
+    return digest({name: weights_digest(tensor) for name, tensor in tensors.items()})
+
 
 def preparation(
     settings: EncoderTraining, checkpoint: Checkpoint | None
@@ -69,7 +85,7 @@ def preparation(
     See :class:`training.data.Faces`. The mask is the record's, or the head as found.
     """
     detector = YuNetDetector()
-    with_mask = settings.crop == "head" or (checkpoint is not None and settings.masked)
+    with_mask = settings.crop == "head" or (checkpoint is not None and settings.needs_masks)
 
     def prepare(record: Record) -> dict[str, torch.Tensor]:
         photo = photo_of(record, detector, with_mask)
@@ -87,14 +103,33 @@ def preparation(
 
 
 def photo_of(record: Record, detector: Detector, with_mask: bool) -> Photo:
-    """A record's photo with its mask: the record's, or ``with_mask`` the head as it is found."""
+    """A record's photo with its mask: the record's, or ``with_mask`` the head as it is found.
+
+    Raises :class:`SeFiError` for a mask that marks nothing, or has other proportions.
+    """
     picture = read_picture(record.file)
     mask = None
     if record.mask is not None:
-        mask = read_picture(record.mask)[..., 0]
+        mask = _mask_of(record.mask, *picture.shape[:2])
     elif with_mask:
         mask = extract_faces(picture[None], detector, Selection()).masks[0]
     return Photo(picture, mask)
+
+
+def _mask_of(file: Path, height: int, width: int) -> torch.Tensor:
+    """A mask in its photo's size, (H, W); one that was saved smaller may be off by a pixel."""
+    mask = read_picture(file)[..., 0]
+    rows, columns = mask.shape
+    if abs(rows * width - columns * height) > max(height, width):
+        raise SeFiError(
+            f"its mask {file} is {columns} x {rows} pixels and the photo {width} x {height}: give "
+            "a mask of the whole photo, or none"
+        )
+    if (rows, columns) != (height, width):
+        mask = resized(mask[None], (height, width))[0]
+    if mask.max() < FAINT:
+        raise SeFiError(f"its mask {file} marks nothing: make the head white, or give no mask")
+    return mask
 
 
 def latent_of(
@@ -122,7 +157,11 @@ def outputs_for(settings: EncoderTraining, widths: dict[str, int]) -> list[Outpu
 
 
 class MappingTask(nn.Module):
-    """A mapping and its noise loss on photos; see :class:`training.loops.Task`."""
+    """A mapping and its noise loss on photos; see :class:`training.loops.Task`.
+
+    Raises :class:`SeFiError` for a class word of more tokens than there are vectors: the mapping
+    could not begin at it.
+    """
 
     def __init__(
         self,
@@ -137,11 +176,17 @@ class MappingTask(nn.Module):
         self.settings, self.shape = settings, shape
         clip = checkpoint.clip
         word = class_word_embedding(clip, settings.class_word)
+        if (tokens := max(map(len, word.values()))) > settings.vectors:
+            raise SeFiError(
+                f"the class word {quoted(settings.class_word)} has {tokens} tokens and there are "
+                f"{settings.vectors} vectors to stand for it: set vectors to {tokens} or more, or "
+                "choose a shorter class_word"
+            )
         widths = {name: rows.shape[1] for name, rows in word.items()}
         outputs = outputs_for(settings, widths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.mapping = Mapping(shape.features, outputs, dropout=settings.dropout)
+            self.mapping = FaceMapping(shape.features, outputs, dropout=settings.dropout)
         blank = {
             name: with_last_repeated(rows, settings.vectors)[None] for name, rows in word.items()
         }
@@ -154,6 +199,13 @@ class MappingTask(nn.Module):
             position_free=settings.position_free,
         )
         _begin_at(self.mapping, self._first_rows(clip, blank))
+        self.depends_on = {
+            "face encoder": tensors_digest(encoder.state_dict()),
+            "crop": settings.crop,
+            "model family": checkpoint.family,
+            "position_free": str(settings.position_free),
+            "list of people": digest(faces.names),
+        }
         self.people = faces.people
         self.photos_of = [
             torch.nonzero(self.people == person).flatten().tolist()
@@ -180,8 +232,7 @@ class MappingTask(nn.Module):
         checkpoint, encoder = self._frozen
         settings = self.settings
         captions = [record.caption if settings.captions else "" for record in faces.records]
-        looked_at = settings.masked or settings.class_guided
-        masks = faces.tensors["mask"].float() / 255 if looked_at else None
+        masks = faces.tensors["mask"].float() / 255 if settings.needs_masks else None
         denoiser = ComfyDenoiser(
             checkpoint.model,
             checkpoint.clip,
@@ -240,7 +291,8 @@ class MappingTask(nn.Module):
             chance = torch.rand(2, generator=generator).tolist()
             source = row
             if learning and settings.another_photo:
-                others = self.photos_of[int(self.people[row])]
+                photos = self.photos_of[int(self.people[row])]
+                others = [photo for photo in photos if photo != row] or [row]
                 source = others[int(chance[0] * len(others))]
             sources.append(source)
             expression = data.expressions[row]
@@ -309,7 +361,7 @@ class _Data(NamedTuple):
 
 
 @torch.no_grad()
-def _begin_at(mapping: Mapping, rows: dict[str, torch.Tensor]) -> None:
+def _begin_at(mapping: FaceMapping, rows: dict[str, torch.Tensor]) -> None:
     """Have every head give its row, whatever it is asked."""
     numbers: dict[tuple[str, str], int] = {}
     for output in mapping.outputs:
@@ -324,12 +376,24 @@ def _begin_at(mapping: Mapping, rows: dict[str, torch.Tensor]) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """MODEL, CLIP and VAE of a checkpoint file, as Load Checkpoint gives them.
 
-    Raises :class:`SeFiError` for a file without one of them.
+    Raises :class:`SeFiError` for a file that cannot be read, without one of them, or of a family
+    that this pack does not know.
     """
-    with torch.inference_mode():
-        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-            str(path), output_vae=True, output_clip=True
-        )
-    if model is None or clip is None or vae is None:
+    try:
+        with torch.inference_mode():
+            model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+                str(path), output_vae=True, output_clip=True
+            )
+    except Exception as error:  # ComfyUI says in many ways that it is no checkpoint
+        raise SeFiError(
+            f"{path} cannot be loaded as a checkpoint ({' '.join(str(error).split())[:200]}): give "
+            "a whole checkpoint of Stable Diffusion"
+        ) from error
+    if model is None or clip is None or vae is None or vae.first_stage_model is None:
         raise SeFiError(f"{path} lacks U-Net, text encoder or VAE: give a whole checkpoint")
-    return Checkpoint(model, clip, vae)
+    checkpoint = Checkpoint(model, clip, vae)
+    if checkpoint.family not in FAMILIES:
+        raise SeFiError(
+            f"{path} is a {checkpoint.family}: give a checkpoint of one of {', '.join(FAMILIES)}"
+        )
+    return checkpoint

@@ -35,6 +35,7 @@ from sefi_ide.sefi_core.injection import Beside
 from sefi_ide.tests.comfy.vision import vision_model
 from sefi_ide.tests.unit.face2diffusion_files import encoder_for
 from sefi_ide.tests.unit.face_drawing import drawn
+from sefi_ide.tools import train_adapter
 from sefi_ide.tools.comfyui import REPOSITORY, comfyui_path
 
 from .random_checkpoint import of_all_families, of_families
@@ -239,6 +240,11 @@ def test_settings(tmp_path):
         ({"drop": 2.0}, "drop is 2.0"),
         ({"speed": 1}, "there is no setting speed: choose from"),
         ({"batch": 0}, "batch is 0"),
+        ({"template": "a photo"}, "has the placeholder 0 times"),
+        ({"template": None}, "template is 'None': write a text"),
+        ({"validation_prompt": 3}, "validation_prompt is '3': write a text"),
+        ({"class_word": ""}, "the class word '' is no word"),
+        ({"class_word": ["person"]}, "is no word"),
     ):
         with pytest.raises(SeFiError, match=said):
             settings_of(AdapterTraining, None, change)
@@ -272,6 +278,66 @@ def test_it_goes_on_as_if_it_had_never_stopped(
     assert train(rest, tmp_path / "parts", 4) == losses[2:]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name
+
+
+def recogniser_of(path, clip=None):
+    return Recogniser(*open_embedder(path), clip)
+
+
+@of_families("sd1")
+def test_an_adapter_does_not_go_on_for_another_recogniser_or_clip(
+    checkpoint, photos, encoder, tmp_path, gradients
+):
+    other = tmp_path / "other.safetensors"
+    write_face_encoder(encoder_for("sd1", {"l": 8}, crop="head", seed=6), other)
+    plus = changed(variant=PLUS_V2)
+
+    def task(path, settings=SMALL, seed=0):
+        clip = vision_model(seed=seed) if settings.looks_at_pictures else None
+        recogniser = recogniser_of(path, clip)
+        prepare = preparation(settings, checkpoint, recogniser)
+        faces = prepared(read_records(photos), prepare, tmp_path / str(seed) / path.stem, {})
+        learn, test = with_partners(faces).split(settings.validation_people, settings.seed)
+        return AdapterTask(checkpoint, recogniser, learn, test, settings)
+
+    assert len(train(task(encoder), tmp_path)) == 3
+    assert train(task(encoder), tmp_path) == []
+    with pytest.raises(SeFiError, match="state.safetensors .* with another face recogniser: rem"):
+        train(task(other), tmp_path)
+    with pytest.raises(SeFiError, match="with another list of people: remove it"):
+        train(task(encoder, changed(validation_people=0)), tmp_path)
+    (tmp_path / "plus").mkdir()
+    assert len(train(task(encoder, plus, 1), tmp_path / "plus")) == 3
+    assert train(task(encoder, plus, 1), tmp_path / "plus") == []
+    with pytest.raises(SeFiError, match="with another CLIP vision model: remove it"):
+        train(task(encoder, plus, 2), tmp_path / "plus")
+
+
+@of_families("sd1")
+def test_what_another_clip_sees_is_kept_apart(checkpoint, photos, encoder, tmp_path):
+    def kept(seed, variant):
+        recogniser = recogniser_of(encoder, vision_model(seed=seed))
+        settings = changed(variant=variant)
+        with torch.inference_mode(False):
+            faces = train_adapter.faces_of(photos, tmp_path, settings, checkpoint, recogniser)
+        return faces.tensors.get("states"), {file.name for file in (tmp_path / "cache").iterdir()}
+
+    one, first = kept(0, PLUS_V2)
+    again, files = kept(0, PLUS_V2)
+    assert torch.equal(one, again) and files == first
+    other, files = kept(1, PLUS_V2)
+    assert not torch.equal(one, other) and len(files) == 2
+    kept(0, FACEID)
+    assert len(kept(1, FACEID)[1]) == 3  # which no CLIP has to do with
+
+
+def test_a_recogniser_that_is_not_there_is_one_sentence(tmp_path):
+    for name in ("missing.safetensors", "w600k_r50.onnx", "missing.onnx"):
+        with pytest.raises(SeFiError, match=f"{name} .*: give the path"):
+            train_adapter.open_recogniser(tmp_path / name)
+    (tmp_path / "damaged.safetensors").write_text("damaged")
+    with pytest.raises(SeFiError, match="damaged.safetensors cannot be used as a face encoder"):
+        train_adapter.open_recogniser(tmp_path / "damaged.safetensors")
 
 
 PROGRAM = """

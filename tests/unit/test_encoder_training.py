@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.face2diffusion.networks import EncoderShape
 from sefi_ide.sefi_core.face2diffusion.training.arcface import ArcFace, identification_auc
@@ -25,6 +31,7 @@ from sefi_ide.sefi_core.face2diffusion.training.loops import Log, batch_of, fit
 from sefi_ide.sefi_core.face2diffusion.training.settings import (
     PUBLISHED,
     EncoderTraining,
+    parse_changes,
     read_settings,
 )
 
@@ -110,15 +117,129 @@ def test_photos_of_a_folder_and_of_lines(tmp_path):
     assert second == Record("7", tmp_path / "bob.png")
 
 
+def line(**changes):
+    return json.dumps({"person": "a", "file": "b", **changes})
+
+
 @pytest.mark.parametrize(
-    "line",
-    ("{", "[1]", '{"person": "a"}', '{"person": "a", "file": "b", "expression": [1]}', "3"),
+    ("line", "said"),
+    (
+        ("{", "Expecting"),
+        ("[1]", "it is no JSON object"),
+        ("3", "it is no JSON object"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"person": "a"}', "it has no file"),
+        ('{"file": "a"}', "it has no person"),
+        (line(person=None), "person is 'None'"),
+        (line(person=""), "person is ''"),
+        (line(person=True), "person is 'True'"),
+        (line(person=["a"]), "person is"),
+        (line(file=None), "file is 'None'"),
+        (line(mask=3), "mask is '3'"),
+        (line(caption=["a"]), "caption is"),
+        (line(expression=[1]), "expression is no list of 64 numbers"),
+        (line(expression="1" * 64), "expression is no list of 64 numbers"),
+        (line(expression=[[1]] * 64), "float"),
+        (line(expression=[math.nan] * 64), "too large, or NaN"),
+        (line(expression=[1e300] + [0] * 63), "too large, or NaN"),
+        (line(expression=[10**400] + [0] * 63), "too large"),
+    ),
 )
-def test_a_line_that_is_no_photo_is_named(tmp_path, line):
+def test_a_line_that_is_no_photo_is_named(tmp_path, line, said):
     lines = tmp_path / "faces.jsonl"
     lines.write_text('{"person": "a", "file": "b"}\n' + line)
-    with pytest.raises(SeFiError, match=r"line 2 of .* is no photo .*: write"):
+    with pytest.raises(SeFiError, match=rf"line 2 of .* is no photo \(.*{said}.*\): write"):
         read_records(lines)
+
+
+def test_lines_end_where_json_lines_end_and_may_begin_with_a_mark(tmp_path):
+    lines = tmp_path / "faces.jsonl"
+    ends = "\u2028 \u2029 \x85 \x1c"
+    told = json.dumps({"person": "a", "file": "b", "caption": f"on{ends}grass"}, ensure_ascii=False)
+    for text, number in ((told, 1), (f"{told}\r\n{told}\n", 2)):
+        lines.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        found = read_records(lines)
+        assert [(one.person, one.caption) for one in found] == [("a", "on grass")] * number
+
+
+@pytest.mark.parametrize("suffix", ("jpg", "png", "webp"))
+def test_a_photo_is_read_upright(tmp_path, suffix):
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, :8] = 200
+    file = tmp_path / f"phone.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(pixels).save(file, exif=exif, quality=95)
+    found = read_picture(file)
+    assert found.shape == (24, 16, 3) and found[:6].mean() > 0.7 and found[10:].mean() < 0.1
+    Image.fromarray(pixels).save(file, quality=95)
+    with Image.open(file) as plain:
+        wanted = torch.from_numpy(np.array(plain.convert("RGB"))).float() / 255
+    assert torch.equal(read_picture(file), wanted)
+
+
+def test_caches_of_ordinary_photos_stay_and_those_of_turned_ones_do_not(tmp_path):
+    """The key of an earlier version: settings, then the content of photos and masks."""
+    exif = Image.Exif()
+
+    def earlier(record):
+        sha = hashlib.sha256(json.dumps({"crop": "head"}, sort_keys=True).encode())
+        for file in (record.file, record.mask):
+            sha.update(hashlib.sha256(file.read_bytes()).digest() if file else b"-")
+        return sha.hexdigest()[:32]
+
+    def stays(record):
+        folder = tmp_path / "cache"
+        shutil.rmtree(folder, ignore_errors=True)
+        prepared([record], lambda _: {"crop": torch.ones(1)}, folder, {"crop": "head"})
+        return [file.stem for file in folder.iterdir()] == [earlier(record)]
+
+    photo(tmp_path, "mask.png"), photo(tmp_path, "plain.jpg"), photo(tmp_path, "plain.png")
+    small = tmp_path / "small.png"
+    Image.new("L", (10, 8)).save(small)
+    for orientation, name in ((1, "upright.jpg"), (8, "turned.jpg"), (3, "turned.png")):
+        exif[0x0112] = orientation
+        Image.new("RGB", (20, 16)).save(tmp_path / name, exif=exif)
+    for name in ("plain.jpg", "plain.png", "upright.jpg"):
+        assert stays(Record("a", tmp_path / name))
+        assert stays(Record("a", tmp_path / name, tmp_path / "mask.png"))
+        assert not stays(Record("a", tmp_path / name, small))
+        assert not stays(Record("a", tmp_path / name, tmp_path / "turned.png"))
+    for name in ("turned.jpg", "turned.png"):
+        assert not stays(Record("a", tmp_path / name))
+
+
+@pytest.mark.parametrize("left", (0, 100, -1))
+def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path, caplog, left):
+    records = [Record("a", photo(tmp_path, "a.png"))]
+
+    def again():
+        return prepared(
+            records, lambda record: {"crop": read_picture(record.file)}, tmp_path / "cache", {}
+        )
+
+    first = again()
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left])
+    assert torch.equal(again().tensors["crop"], first.tensors["crop"])
+    assert "cannot be read" in caplog.text and file.read_bytes() == whole
+
+
+def test_what_other_weights_made_is_made_anew_and_what_does_not_say_is_used(tmp_path):
+    records = [Record("a", photo(tmp_path, "a.png"))]
+
+    def value(now, made_with):
+        made = {"crop": torch.full((1,), float(now))}
+        found = prepared(records, lambda _: made, tmp_path / "cache", {}, made_with)
+        return float(found.tensors["crop"])
+
+    assert value(1, "") == 1.0
+    assert value(2, "one") == 1.0  # of an earlier version
+    next((tmp_path / "cache").iterdir()).unlink()
+    assert value(3, "one") == 3.0
+    assert value(4, "one") == 3.0
+    assert value(5, "other") == 5.0
 
 
 def test_an_empty_source_is_one_sentence(tmp_path):
@@ -209,11 +330,76 @@ def test_it_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch):
 def test_a_state_of_another_training_is_refused(tmp_path):
     train(tmp_path, 2)
     other = Identification(
-        EncoderShape("cnn", widths=(5,)).build(), *faces().split(2, 0),
+        EncoderShape("cnn", widths=(5,)).build(), *faces(people=10).split(2, 0),
         EncoderTraining(shape=EncoderShape("cnn", widths=(5,))),
     )  # fmt: skip
     with pytest.raises(SeFiError, match="is no state of this training .*: remove it"):
         fit(other, 3, 8, 0, tmp_path / "state.safetensors", Log(tmp_path), 3)
+
+
+def test_a_state_that_depended_on_something_else_is_refused(tmp_path):
+    train(tmp_path, 2)
+    state = tmp_path / "state.safetensors"
+    one = task()
+    one.faces = Faces(
+        [replace(record, person=f"{record.person}!") for record in one.faces.records],
+        one.faces.tensors,
+    )
+    said = "of a training with another list of people: remove it to begin anew, or choose another"
+    with pytest.raises(SeFiError, match=said):
+        fit(one, 3, 8, 0, state, Log(tmp_path), 3)
+    one = task()
+    one.settings = replace(SMALL, crop="head")
+    with pytest.raises(SeFiError, match="with another crop: remove it"):
+        fit(one, 3, 8, 0, state, Log(tmp_path), 3)
+    # Those of earlier versions do not say it.
+    with safe_open(state, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, state, {"step": "2", "loss_scale": "1.0"})
+    assert len(fit(one, 3, 8, 0, state, Log(tmp_path), 3)) == 1
+
+
+@pytest.mark.parametrize(("then", "now"), ((1.0, 2.0**16), (2.0**16, 1.0)))
+def test_a_scale_of_another_precision_is_not_gone_on_with(tmp_path, then, now):
+    trained_in_half(tmp_path, then)
+    learn, test = faces(people=10).split(SMALL.validation_people, SMALL.seed)
+    one = Half(SMALL.shape.build(), learn, test, SMALL)
+    one.scale = now
+    fit(one, 5, 8, 0, tmp_path / "state.safetensors", Log(tmp_path), 9)
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        assert float(file.metadata()["loss_scale"]) == now
+
+
+class Two:
+    """As two processes, without starting any."""
+
+    count, is_first, accelerator = 2, True, None
+
+    def __init__(self, cpu):
+        pass
+
+
+def test_a_photo_for_each_process_is_refused_where_there_are_batch_norms(tmp_path, monkeypatch):
+    from sefi_ide.sefi_core.face2diffusion.training import loops
+
+    monkeypatch.setattr(loops, "Processes", Two)
+    said = "a batch of 2 leaves each process one photo, and batch norms need two: set 4 or more"
+    with pytest.raises(SeFiError, match=said):
+        fit(task(), 3, 2, 0, tmp_path / "state.safetensors", Log(tmp_path), 3)
+
+
+def test_accelerate_neither_scales_the_loss_nor_leaves_the_cpu(monkeypatch):
+    """Whatever the user's default configuration of it says."""
+    from sefi_ide.sefi_core.face2diffusion.training.loops import Processes
+
+    class Accelerator:
+        def __init__(self, **options):
+            self.options = options
+
+    monkeypatch.setitem(sys.modules, "accelerate", SimpleNamespace(Accelerator=Accelerator))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for cpu in (True, False):
+        assert Processes(cpu).accelerator.options == {"mixed_precision": "no", "cpu": cpu}
 
 
 class ThroughHalf(torch.autograd.Function):
@@ -309,7 +495,20 @@ def test_settings_come_from_a_file_and_from_changes(tmp_path):
         ('{"speed": 3}', "there is no setting speed: choose from"),
         ('{"shape": {"kind": "rnn"}}', "shape is no shape"),
         ('{"masked": "yes"}', "masked"),
+        ('{"another_photo": "no"}', "another_photo is 'no': set it to true or false"),
+        ('{"shape": "cnn"}', "shape is 'cnn': write a JSON object"),
+        ('{"shape": null}', "shape is 'None': write a JSON object"),
+        ('{"template": "a photo"}', "has the placeholder 0 times"),
+        ('{"template": "<name> and <name>"}', "has the placeholder 2 times"),
+        ('{"template": 3}', "template is '3': write a text"),
+        ('{"validation_prompt": null}', "validation_prompt is 'None': write a text"),
+        ('{"class_word": ""}', "the class word '' is no word"),
+        ('{"class_word": 3}', "the class word '3' is no word"),
+        ("[" * 100_000, "cannot be read"),
     ):
         file.write_text(text)
         with pytest.raises(SeFiError, match=said):
             read_settings(file, {})
+    assert parse_changes(["template=" + "[" * 100_000])["template"].startswith("[[")
+    file.write_bytes(b'\xef\xbb\xbf{"vectors": 3}')
+    assert read_settings(file, {}).vectors == 3

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ...errors import SeFiError
 from ...images import rgb_tensor
@@ -53,7 +56,8 @@ def read_records(source: Path) -> list[Record]:
         records = _in_folder(source)
     else:
         try:
-            lines = source.read_text(encoding="utf-8").splitlines()
+            # Captions may hold what Python takes for ends of lines besides, such as U+2028.
+            lines = source.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SeFiError(
                 f"{source} cannot be read ({error}): give a folder of photos"
@@ -79,28 +83,56 @@ def _in_folder(folder: Path) -> list[Record]:
 def _of_line(line: str, source: Path, number: int) -> Record:
     try:
         given = json.loads(line)
-        expression = tuple(map(float, given.get("expression") or ()))
-        if len(expression) not in (0, EXPRESSION_WIDTH) or not np.isfinite(expression).all():
-            raise ValueError(f"expression has {len(expression)} numbers, not {EXPRESSION_WIDTH}")
+        if not isinstance(given, dict):
+            raise ValueError("it is no JSON object")
+        person = given["person"]
+        if isinstance(person, int) and not isinstance(person, bool):
+            person = str(person)
         return Record(
-            str(given["person"]),
-            source.parent / str(given["file"]),
-            source.parent / str(given["mask"]) if given.get("mask") else None,
-            " ".join(str(given.get("caption") or "").split()),
-            expression,
+            _text("person", person),
+            source.parent / _text("file", given["file"]),
+            source.parent / _text("mask", given["mask"]) if given.get("mask") else None,
+            " ".join(_text("caption", given["caption"]).split()) if given.get("caption") else "",
+            _expression(given["expression"]) if given.get("expression") else (),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SeFiError(
-            f'line {number} of {source} is no photo ({error}): write {{"person": "anna", "file": '
-            '"anna/1.jpg"}'
-        ) from error
+    except KeyError as error:
+        raise _no_photo(source, number, f"it has no {error.args[0]}") from error
+    except RecursionError as error:
+        raise _no_photo(source, number, "it is nested too deeply") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_photo(source, number, error) from error
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} is {str(value)[:60]!r}, where a text is needed")
+    return value
+
+
+def _expression(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != EXPRESSION_WIDTH:
+        raise ValueError(f"expression is no list of {EXPRESSION_WIDTH} numbers")
+    numbers = tuple(map(float, value))
+    if not torch.tensor(numbers, dtype=torch.float32).isfinite().all():
+        raise ValueError("expression has numbers that are too large, or NaN")
+    return numbers
+
+
+def _no_photo(source: Path, number: int, error: object) -> SeFiError:
+    return SeFiError(
+        f'line {number} of {source} is no photo ({error}): write {{"person": "anna", "file": '
+        '"anna/1.jpg"}'
+    )
 
 
 def read_picture(file: Path) -> torch.Tensor:
-    """A picture file as (H, W, 3) in [0, 1]; raises :class:`SeFiError` for one that is broken."""
+    """A picture file as (H, W, 3) in [0, 1], upright as its EXIF orientation says.
+
+    Raises :class:`SeFiError` for one that is broken.
+    """
     try:
         with Image.open(file) as picture:
-            return rgb_tensor(picture.convert("RGB")).float() / 255
+            return rgb_tensor(ImageOps.exif_transpose(picture).convert("RGB")).float() / 255
     except Exception as error:  # Pillow raises a dozen kinds
         raise SeFiError(
             f"{file} cannot be read as a picture ({error}): mend or remove it"
@@ -172,12 +204,18 @@ one that is of no use."""
 
 
 def prepared(
-    records: Sequence[Record], prepare: Prepare, folder: Path, settings: Mapping[str, Any]
+    records: Sequence[Record],
+    prepare: Prepare,
+    folder: Path,
+    settings: Mapping[str, Any],
+    made_with: str = "",
 ) -> Faces:
     """What ``prepare`` makes of all photos, kept in ``folder`` for the next time.
 
-    ``settings`` are those that what is kept depends on. Photos that are of no use are named in the
-    log and left out. Raises :class:`SeFiError` if none is left.
+    ``settings`` are those that what is kept depends on; ``made_with`` is a digest of weights that
+    it depends on besides. Files that are damaged or were made with others are made anew; those of
+    earlier versions, which do not say with which, are used. Photos that are of no use are named in
+    the log and left out. Raises :class:`SeFiError` if none is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     good: list[Record] = []
@@ -185,10 +223,11 @@ def prepared(
     for start in range(0, len(records), PER_FILE):
         some = records[start : start + PER_FILE]
         path = folder / f"{_key(some, settings)}.safetensors"
-        if not path.is_file():
-            _write(path, _prepare(some, prepare))
+        tensors = _read(path, made_with) if path.is_file() else None
+        if tensors is None:
+            tensors = _prepare(some, prepare)
+            _write(path, tensors, made_with)
             logger.info("%d of %d photos are prepared.", start + len(some), len(records))
-        tensors = safetensors.torch.load_file(path)
         good += [some[row] for row in tensors.pop("rows").tolist()]
         if tensors:
             parts.append(tensors)
@@ -214,10 +253,25 @@ def _prepare(records: Iterable[Record], prepare: Prepare) -> dict[str, torch.Ten
     return {"rows": torch.tensor(rows, dtype=torch.long), **stacked}
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _read(path: Path, made_with: str) -> dict[str, torch.Tensor] | None:
+    """What is kept; None where that cannot be read, or was made with something else."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get("made_with", "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own, the system others
+        logger.warning("%s cannot be read (%s): its photos are prepared again.", path, error)
+        return None
+    if told and told != made_with:
+        logger.info("%s was made with another model: its photos are prepared again.", path)
+        return None
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], made_with: str) -> None:
     """Whole or not at all: several processes may prepare the same photos."""
     part = path.with_suffix(f".part{os.getpid()}")
-    safetensors.torch.save_file(tensors, part)
+    safetensors.torch.save_file(tensors, part, {"made_with": made_with} if made_with else None)
     part.replace(path)
 
 
@@ -227,8 +281,28 @@ def _key(records: Iterable[Record], settings: Mapping[str, Any]) -> str:
     for record in records:
         for file in (record.file, record.mask):
             sha.update(b"-" if file is None or not file.is_file() else _content(file))
+        if record.mask is not None and _size(record.file) != _size(record.mask):
+            sha.update(b"mask of another size")
     return sha.hexdigest()[:32]
 
 
 def _content(file: Path) -> bytes:
-    return hashlib.sha256(file.read_bytes()).digest()
+    """A digest of a file; of pictures that EXIF turns another one than it once was."""
+    content = file.read_bytes()
+    return hashlib.sha256(content + b"upright" * _is_turned(content)).digest()
+
+
+def _is_turned(content: bytes) -> bool:
+    if not re.search(b"(?i)exif|orientation", content):  # a PNG would have to be decoded to know
+        return False
+    with suppress(Exception):  # what is no picture is told when it is prepared
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return False
+
+
+def _size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a picture, unturned; None for what is no picture."""
+    with suppress(Exception), Image.open(file) as picture:
+        return picture.size
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ...digest import digest
 from ...learning.loop import first_loss_scale
 from ...learning.settings import TORCH_DTYPES
 from .arcface import ArcFace, identification_auc
@@ -42,6 +43,11 @@ class Identification(nn.Module):
     def loss_scale(self) -> float:
         """That of what the encoder computes in."""
         return first_loss_scale(self._dtype)
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """The people, each of whom has a direction, and what the encoder sees of a photo."""
+        return {"list of people": digest(self.faces.names), "crop": self.settings.crop}
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -43,6 +43,11 @@ class Task(Protocol):
         """Keeps the gradients of half-precision models above underflow; see :func:`fit`."""
         ...
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """What its state is of no use without, by names for the user; digests of long things."""
+        ...
+
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of the module's parameters."""
         ...
@@ -90,10 +95,11 @@ class Log:
 class Processes:
     """This process among those that train together; one alone where accelerate is not asked for.
 
-    Several are started by ``torchrun`` or ``accelerate launch``, which set WORLD_SIZE.
+    Several are started by ``torchrun`` or ``accelerate launch``, which set WORLD_SIZE. ``cpu``
+    keeps them off graphics cards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: bool = False) -> None:
         self.accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
@@ -103,7 +109,8 @@ class Processes:
                     f"several processes need the package accelerate ({error}): pip install "
                     "accelerate, or start one process"
                 ) from error
-            self.accelerator = Accelerator()
+            # Else the user's default configuration of accelerate would scale the loss once more.
+            self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
 
     @property
     def count(self) -> int:
@@ -126,10 +133,6 @@ class Processes:
         if self.accelerator is None:
             return module, optimizer
         return self.accelerator.prepare(module, optimizer)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this process's loss."""
-        loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
 
     def mean(self, loss: torch.Tensor) -> float:
         """The loss over all processes."""
@@ -172,19 +175,28 @@ def fit(
     falls to 0 along half a cosine. The loss is multiplied by the task's ``loss_scale``, which is
     halved when gradients overflow, and the gradients are divided by it. ``on_step`` is told the
     step's number and loss, and may raise to stop. Raises :class:`SeFiError` when a batch cannot be
-    divided among the processes, when the loss or the gradients are no numbers and when the state is
-    of another training.
+    divided among the processes, or leaves one photo to batch norms, when the loss or the gradients
+    are no numbers and when the state is of another training, or of one that depended on something
+    else. States of earlier versions do not say on what.
     """
-    processes = Processes()
+    processes = Processes(cpu=next(task.module.parameters()).device.type == "cpu")
     if batch % processes.count:
         raise SeFiError(
             f"a batch of {batch} cannot be divided among {processes.count} processes: set a "
             "multiple of them"
         )
+    if batch == processes.count and any(
+        isinstance(one, (nn.BatchNorm1d, nn.BatchNorm2d)) for one in task.module.modules()
+    ):
+        raise SeFiError(
+            f"a batch of {batch} leaves each process one photo, and batch norms need two: set "
+            f"{2 * batch} or more"
+        )
     optimizer = task.optimizer(task.module)
     done, loss_scale = 0, task.loss_scale
+    told = {"first_loss_scale": str(loss_scale), "depends_on": json.dumps(task.depends_on)}
     if state.is_file():
-        done, loss_scale = _restore(state, task.module, optimizer)
+        done, loss_scale = _restore(state, task.module, optimizer, told)
     module, optimizer = processes.prepare(task.module, optimizer)
     losses: list[float] = []
     saved = time.monotonic()
@@ -201,7 +213,7 @@ def fit(
             if not bool(torch.isfinite(loss)):
                 raise SeFiError(f"the loss is no number at step {step}: lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
-            processes.backward(loss * loss_scale)
+            (loss * loss_scale).backward()
             if unscale(task.module, loss_scale):
                 break
             loss_scale = lower(loss_scale, step)
@@ -215,7 +227,8 @@ def fit(
             task.validate(step, log)
             task.module.train()
         if processes.is_first and (step == steps or time.monotonic() > saved + SAVE_SECONDS):
-            save_state(state, task.module, optimizer, step, loss_scale)
+            told |= {"step": str(step), "loss_scale": str(loss_scale)}
+            save_state(state, task.module, optimizer, told)
             saved = time.monotonic()
         if on_step is not None:
             on_step(step, losses[-1])
@@ -224,13 +237,9 @@ def fit(
 
 
 def save_state(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    loss_scale: float = 1.0,
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, told: dict[str, str]
 ) -> None:
-    """Write all that is needed to go on after ``step``; whole or not at all."""
+    """Write all that is needed to go on, with the metadata ``told``; whole or not at all."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -241,17 +250,26 @@ def save_state(
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"step": str(step), "loss_scale": str(loss_scale)}
     safetensors.torch.save_file(copies, part, told)
     part.replace(path)
 
 
-def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Put a state into a module and its new optimiser; returns its step and its loss scale."""
+def _restore(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, wanted: dict[str, str]
+) -> tuple[int, float]:
+    """Put a state into a module and its new optimiser; returns its step and its loss scale.
+
+    ``wanted`` is the metadata of a new state. The scale that was found is of use only where it
+    began with the same one: in another precision it means nothing.
+    """
     try:
         with safetensors.safe_open(path, "pt") as file:
             told = file.metadata() or {}
-            step, loss_scale = int(told["step"]), float(told.get("loss_scale", 1.0))
+            step = int(told["step"])
+            first = wanted["first_loss_scale"]
+            same = told.get("first_loss_scale") == first
+            loss_scale = float(told["loss_scale"] if same else first)
+            _check_depends_on(path, told, wanted)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         module.load_state_dict(
             {n.removeprefix("module."): v for n, v in tensors.items() if n.startswith("module.")}
@@ -268,9 +286,23 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
                     key: value if value.ndim == 0 else value.to(parameter.device)
                     for key, value in kept.items()
                 }
+    except SeFiError:
+        raise
     except Exception as error:
         raise SeFiError(
             f"{path} is no state of this training ({str(error)[:200]}): remove it to begin anew"
         ) from error
     logger.info("Going on from step %d, see %s.", step, path)
     return step, loss_scale
+
+
+def _check_depends_on(path: Path, told: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises :class:`SeFiError` for a state that depended on something else."""
+    if "depends_on" not in told:
+        return
+    then, now = (json.loads(one["depends_on"]) for one in (told, wanted))
+    if others := [name for name in now if then.get(name) != now[name]]:
+        raise SeFiError(
+            f"{path} is the state of a training with another {' and another '.join(others)}: "
+            "remove it to begin anew, or choose another output folder"
+        )

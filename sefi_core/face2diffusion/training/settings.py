@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...checks import check_choice, check_number, check_whole
-from ...errors import SeFiError
+from ...errors import SeFiError, quoted
 from ...learning.settings import DTYPES
+from ...text.placeholders import check_class_word, expand_template
 from ..files import CROPS
 from ..networks import EncoderShape
 
@@ -41,6 +42,7 @@ _NUMBERS = {
     "dropout": (0.0, 0.9),
     "flip": (0.0, 1.0),
 }
+_BOOLS = ("keys_apart", "position_free", "masked", "class_guided", "captions", "another_photo")
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,44 @@ class EncoderTraining:
                 object.__setattr__(self, "shape", EncoderShape(**self.shape))
             except (TypeError, ValueError) as error:
                 raise SeFiError(f"shape is no shape of an encoder ({error}): mend it") from error
+        if not isinstance(self.shape, EncoderShape):
+            raise SeFiError(
+                f"shape is {quoted(self.shape)}: write a JSON object, for example "
+                '{"kind": "cnn", "widths": [24, 48, 72, 96]}'
+            )
         for name, (least, most) in _WHOLE.items():
             check_whole(name, getattr(self, name), least, most)
         for name, (least, most) in _NUMBERS.items():
             check_number(name, getattr(self, name), least, most)
         check_choice("crop", self.crop, CROPS)
         check_choice("dtype", self.dtype, DTYPES)
-        for name in ("keys_apart", "position_free", "masked", "class_guided", "captions"):
-            if not isinstance(getattr(self, name), bool):
-                raise SeFiError(f"{name} is {getattr(self, name)!r}: set it to true or false")
+        check_bools(self, _BOOLS)
+        check_texts(self.template, self.class_word, self.validation_prompt)
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the mapping's loss tells the face from the rest of the picture."""
+        return self.masked or self.class_guided
 
     def as_json(self) -> dict[str, Any]:
         """For the file of the encoder, and for a settings file."""
         return asdict(self)
+
+
+def check_bools(settings: object, names: Sequence[str]) -> None:
+    """Raises :class:`SeFiError` unless these settings are true or false."""
+    for name in names:
+        if not isinstance(getattr(settings, name), bool):
+            raise SeFiError(f"{name} is {getattr(settings, name)!r}: set it to true or false")
+
+
+def check_texts(template: object, class_word: object, validation_prompt: object) -> None:
+    """Raises :class:`SeFiError` for prompts that are none, and for a class word that is none."""
+    for name, text in (("template", template), ("validation_prompt", validation_prompt)):
+        if not isinstance(text, str):
+            raise SeFiError(f"{name} is {quoted(text)}: write a text")
+    expand_template(str(template), "name")
+    check_class_word(class_word)  # pyright: ignore[reportArgumentType]
 
 
 def read_settings(path: Path | None, changes: Mapping[str, Any]) -> EncoderTraining:
@@ -139,8 +166,8 @@ def settings_of(kind: type[S], path: Path | None, changes: Mapping[str, Any]) ->
     given: dict[str, Any] = {}
     if path is not None:
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            given = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise SeFiError(
                 f"the settings file {path} cannot be read ({error}): mend it"
             ) from error
@@ -162,6 +189,6 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         name, _, value = change.partition("=")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import check_choice, check_number, check_whole
-from ...errors import SeFiError
+from ...face2diffusion.training.settings import check_bools, check_texts
 from ...learning.settings import DTYPES
 from ..files import FACEID, INFINITE_ID, PLUS, PLUS_V2
 
@@ -76,9 +76,13 @@ class AdapterTraining:
             check_number(name, getattr(self, name), least, most)
         check_choice("variant", self.variant, TRAINED)
         check_choice("dtype", self.dtype, DTYPES)
-        for name in ("text", "captions"):
-            if not isinstance(getattr(self, name), bool):
-                raise SeFiError(f"{name} is {getattr(self, name)!r}: set it to true or false")
+        check_bools(self, ("text", "captions"))
+        check_texts(self.template, self.class_word, self.validation_prompt)
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether the variant needs a CLIP vision model."""
+        return self.variant != FACEID
 
     def as_json(self) -> dict[str, Any]:
         """For the file of the adapter, and for a settings file."""
