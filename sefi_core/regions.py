@@ -16,6 +16,9 @@ import torch.nn.functional as F
 
 from .errors import SeFiError
 
+MOST_PLACES = 512
+"""Of a mask's side: as many as a picture of 4096 pixels has latent cells."""
+
 LEAST_SHARE = 1 / 512
 """A set whose share is nowhere more is left out: an 8-bit mask cannot say as little."""
 
@@ -55,18 +58,22 @@ def resized(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def acting_sets(regions: Sequence[torch.Tensor]) -> list[tuple[frozenset[int], torch.Tensor]]:
     """The sets of regions that act together somewhere, by their indices, with their shares.
 
-    ``regions`` are (masks, height, width), of any sizes; a share is of the largest, and has a mask
-    for each of the batch in which all of theirs have gone round. Masks that come to 1 or less at a
+    ``regions`` are (masks, height, width), of any sizes; a share is of the largest, of at most
+    :data:`MOST_PLACES` on a side, and has a mask for each of the batch in which all of theirs have
+    gone round, or where that takes more than two rounds of the longest, for each of the longest.
+    Masks that come to 1 or less at a
     place do not meet there: each region's set has its mask, and the empty set what is left. Where
     they come to more, as few act together as it takes: the masks are laid end to end on a circle of
     length 1, and a set's share is how much of the circle it covers.
     """
     if not regions:
         return [(frozenset(), torch.ones(1, 1, 1))]
-    size = max(one.shape[1] for one in regions), max(one.shape[2] for one in regions)
-    count = lcm(*map(len, regions))
+    height, width = (min(MOST_PLACES, max(one.shape[side] for one in regions)) for side in (1, 2))
+    count, longest = lcm(*map(len, regions)), max(map(len, regions))
+    if count > 2 * longest:
+        count = longest
     masks = torch.stack(
-        [resized(one, size).double().repeat(count // len(one), 1, 1) for one in regions]
+        [resized(one, (height, width))[torch.arange(count) % len(one)].double() for one in regions]
     )
     ends = masks.cumsum(0)
     starts = ends - masks

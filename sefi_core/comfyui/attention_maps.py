@@ -15,7 +15,7 @@ from comfy.sd import CLIP
 from ..attention.heat_maps import added_up
 from ..attention.maps import attention_probabilities
 from ..checks import check_whole
-from ..errors import SeFiError
+from ..errors import SeFiError, quoted
 from ..stages import TRAINING_TIMESTEPS
 from .base_model import (
     Block,
@@ -95,9 +95,10 @@ def attention_maps(
         raise SeFiError(
             "latent holds values that are not numbers (NaN): check the node that made it"
         )
+    conditioning = clip.encode_from_tokens_scheduled(tokens)
+    columns = _within(columns, conditioning[0][0].shape[1])
     recorder = Recorder(columns, len(samples))
     guider = comfy.samplers.CFGGuider(_recording(model, recorder, samples.shape[2]))
-    conditioning = clip.encode_from_tokens_scheduled(tokens)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
     sigmas = torch.tensor([float(model_sampling_of(model).sigma_max), 0.0])
@@ -182,6 +183,18 @@ def _recording(model: ModelPatcher, recorder: Recorder, height: int) -> ModelPat
         patch = looking(recorder.look, height, previous_patch(replaced, block))
         clone.set_model_attn2_replace(patch, *block)
     return clone
+
+
+def _within(columns: Mapping[str, list[int]], length: int) -> dict[str, list[int]]:
+    """The tokens that a context has: of SDXL's two texts it may end with the shorter one."""
+    kept = {word: [one for one in places if one < length] for word, places in columns.items()}
+    for word, places in kept.items():
+        if not places:
+            raise SeFiError(
+                f"{quoted(word)} is cut off: it stands behind what both text encoders take; make "
+                "the prompt shorter"
+            )
+    return kept
 
 
 def _columns(clip: CLIP, tokens: Tokens, word: str) -> list[int]:

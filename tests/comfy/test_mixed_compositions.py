@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.ops
 import pytest
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode
+from sefi_ide.tests.comfy import composition
 from sefi_ide.tests.comfy.composition import (
     NEGATIVE,
     SIDE,
@@ -17,7 +21,7 @@ from sefi_ide.tests.comfy.composition import (
     identity,
     random_latents,
 )
-from sefi_ide.tests.comfy.mixing import TRAJECTORIES, batches, difference, mixed
+from sefi_ide.tests.comfy.mixing import TRAJECTORIES, batches, difference, halves, mixed
 from sefi_ide.tests.comfy.mixing_cases import CASES
 from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, of_all_families
 
@@ -51,6 +55,27 @@ def test_the_class_word_changes_nothing(setting, nearly, family, trajectory, nam
     assert nothing < TOLERANCE and len(calls) >= 2 * STEPS
     expected, drawn, _ = both(setting.applied)
     assert difference(drawn, expected) > max(10 * nothing, 1e-5)
+
+
+# A cache of what was computed, by the ids of conditionings.
+
+
+def cached(world: World) -> World:
+    model = EasyCacheNode.execute(world.model, 0.2, 0.15, 0.95, False).result[0]
+    return replace(world, model=model)
+
+
+@of_all_families
+def test_both_passes_have_caches_of_their_own(setting, monkeypatch):
+    """The text's half is a plain run with EasyCache, which leaves steps out."""
+    monkeypatch.setattr(composition, "STEPS", 12)
+    noise = random_latents(1, seed=8)
+    word = TEXT.replace("<anna>", "person")
+    _, expected = halves(cached(setting.plain), word, noise, "euler")
+    _, plain = halves(setting.plain, word, noise, "euler")
+    _, both = halves(mixed(cached(setting.applied)), TEXT, noise, "euler")
+    assert difference(plain, expected) > VISIBLE  # it has left some out
+    assert difference(both[1:], expected) < TOLERANCE
 
 
 # A model for inpainting.

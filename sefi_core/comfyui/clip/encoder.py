@@ -105,7 +105,7 @@ class Identities:
 
     def __init__(self, applied: Mapping[str, Applied]) -> None:
         self.applied = dict(applied)
-        self._remembered: OrderedDict[object, list[list[tuple[Any, ...]]]] = OrderedDict()
+        self._remembered: OrderedDict[object, list[list[tuple[Any, ...]]] | None] = OrderedDict()
 
     def in_tokens(self, tokens: Tokens) -> dict[str, Applied]:
         """Those whose placeholders are among the tokens and that change something."""
@@ -138,11 +138,20 @@ class Identities:
         return found
 
     def remember(self, tokens: Tokens) -> None:
-        """Note where placeholders are, for when the tokens come back without marks."""
-        if not placeholders_in(tokens):
-            return
+        """Note where placeholders are, for when the tokens come back without marks.
+
+        A sentence without placeholders, or with those of others, may look the same without them:
+        then it cannot be known whose the tokens are, and they stay what they are.
+        """
+        names = placeholders_in(tokens)
         for encoder, chunks in tokens.items():
-            self._remembered[encoder, _plain(chunks)] = chunks
+            key = encoder, _plain(chunks)
+            if not names:
+                self._remembered.pop(key, None)
+                continue
+            before = self._remembered.get(key, chunks)
+            same = before is not None and placeholders_in({encoder: before}) == names
+            self._remembered[key] = chunks if same else None
         while len(self._remembered) > REMEMBERED_TEXTS:
             self._remembered.popitem(last=False)
 
@@ -150,7 +159,7 @@ class Identities:
         """The tokens of one encoder, marked again if they are of JSON, which has no tuples."""
         if not any(isinstance(pair, list) for chunk in chunks for pair in chunk):
             return chunks
-        return self._remembered.get((encoder, _plain(chunks)), chunks)
+        return self._remembered.get((encoder, _plain(chunks))) or chunks
 
 
 Stages = Mapping[str, int | None]

@@ -151,7 +151,10 @@ def _columns(row: Row, sigma: float) -> dict[Crowd, list[list[int]]]:
             of_prompt = injection.crowd.columns.values()
             found = columns.setdefault(injection.crowd, [[] for _ in of_prompt])
             for mine, places in zip(found, of_prompt, strict=True):
-                mine += [segment.start + place for place in places]
+                # Of SDXL's two texts the context may end with the shorter one.
+                mine += [
+                    column for place in places if (column := segment.start + place) < segment.end
+                ]
     return columns
 
 

@@ -105,24 +105,28 @@ class Place(NamedTuple):
 def find(marks: Marks, dtype: torch.dtype, own: Sequence[Known], registry: Registry) -> list[Place]:
     """The known prompts in a context, in the order of its tokens, none of which is in two.
 
-    ``own`` are those of the conditioning's dict: they come first where the registry knows equal
-    ones.
+    ``own`` are those of the conditioning's dict: they come before any that the registry knows, and
+    then longer ones before shorter ones, which may be the beginning of a longer one.
     """
     ends: dict[int, list[Known]] = {}
     for known in own:
         ends.setdefault(known.marks(dtype)[-1], []).append(known)
-    found: list[Place] = []
-    taken = 0
+    matches: list[tuple[int, int, Place]] = []
     for end, mark in enumerate(marks, 1):
-        candidates = [*ends.get(mark, ()), *registry.ending_with(mark, dtype)]
-        for known in candidates:
-            wanted = known.marks(dtype)
-            start = end - len(wanted)
-            if start >= taken and marks[start:end] == wanted:
-                found.append(Place(start, known))
-                taken = end
-                break
-    return found
+        for rank, candidates in enumerate((ends.get(mark, ()), registry.ending_with(mark, dtype))):
+            for known in candidates:
+                wanted = known.marks(dtype)
+                start = end - len(wanted)
+                if start >= 0 and marks[start:end] == wanted:
+                    matches.append((rank, -len(wanted), Place(start, known)))
+    found: dict[int, Place] = {}
+    free = [True] * len(marks)
+    for _, length, place in sorted(matches, key=lambda match: match[:2]):
+        part = slice(place.start, place.start - length)
+        if all(free[part]):
+            free[part] = [False] * -length
+            found[place.start] = place
+    return [found[start] for start in sorted(found)]
 
 
 class Registry:

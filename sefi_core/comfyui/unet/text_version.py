@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid5
 
 import torch
 
@@ -128,8 +129,11 @@ class Texts:
         )
 
     def of(self, group: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        """A group of conditionings with class words, each made once."""
-        return group and [self._made_of(cond) for cond in group]
+        """A group of conditionings with class words, each made once.
+
+        They have ids of their own, by which nodes such as EasyCache keep what was computed.
+        """
+        return group and [_named_apart(self._made_of(cond)) for cond in group]
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The ``transformer_options`` of the text version."""
@@ -177,6 +181,10 @@ def number_of(cond: Mapping[str, Any]) -> int | None:
     """That of a conditioning in the sampling, None for one that a node has brought since."""
     places = cond["model_conds"].get(PLACES_KEY)
     return None if places is None else int(places.cond[0, 0])
+
+
+def _named_apart(cond: dict[str, Any]) -> dict[str, Any]:
+    return {**cond, "uuid": uuid5(cond["uuid"], "text")} if "uuid" in cond else cond
 
 
 def _differs(row: Row, text: Row, sigma: float) -> bool:
