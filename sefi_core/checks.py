@@ -15,7 +15,7 @@ def check_number(name: str, value: object, least: float, most: float) -> None:
     """Raises :class:`SeFiError` unless an input is a number from ``least`` to ``most``."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise SeFiError(f"{name} is {quoted(value)}: set it to a number")
-    if math.isnan(value):
+    if isinstance(value, float) and math.isnan(value):
         raise SeFiError(f"{name} is not a number (NaN): set it from {least:g} to {most:g}")
     if value < least:
         raise SeFiError(f"{name} is {value}: set it to {least:g} or more")

@@ -257,6 +257,7 @@ def test_an_overflow_halves_the_scale_and_repeats_the_step():
         ({"vectors": 76}, "vectors is 76.*75 or less"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": 10**400}, "learning_rate"),
         ({"attention_weight": -1.0}, "attention_weight"),
         ({"attention_weight": float("inf")}, "attention_weight"),
         ({"leak_weight": -0.5}, "leak_weight"),
