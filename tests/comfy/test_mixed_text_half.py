@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_advanced_samplers import SamplerEulerCFGpp
+from comfy_extras.nodes_apg import APG
 from sefi_ide.tests.comfy.composition import (
     NEGATIVE,
     SCALE,
@@ -26,6 +30,9 @@ SAMPLERS = [
     "dpmpp_2m_sde", "dpmpp_3m_sde_gpu", "lcm", "ddpm", "er_sde", "seeds_2", "sa_solver", "uni_pc",
 ]  # fmt: skip
 
+# These keep the unconditional prediction of each step, for all their latents.
+CFG_PP = [name for name in comfy.samplers.SAMPLER_NAMES if name.endswith("_cfg_pp")]
+
 
 @of_all_families
 @pytest.mark.parametrize("name", [*SAMPLERS, "churn"])
@@ -41,6 +48,59 @@ def test_the_texts_half_is_a_plain_run(setting, name):
     assert len(both) == 4 and result.shape == noise.shape
     assert difference(both[2:], expected) < TOLERANCE
     assert difference(both[:2], expected) > VISIBLE
+
+
+@of_all_families
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", CFG_PP)
+def test_the_texts_half_is_a_plain_run_where_samplers_listen_to_guidance(setting, name, count):
+    noise = random_latents(count, seed=8)
+    torch.manual_seed(3)
+    _, expected = halves(setting.plain, WORD, noise, name)
+    torch.manual_seed(3)
+    _, both = halves(mixed(setting.applied), TEXT, noise, name)
+    assert len(CFG_PP) >= 7
+    assert difference(both[count:], expected) < TOLERANCE
+    assert difference(both[:count], expected) > VISIBLE
+
+
+@of_all_families
+@pytest.mark.parametrize("end", [1.0, 0.5])
+def test_pictures_of_such_a_sampler_are_those_that_it_draws_alone(setting, end):
+    """Behind the end of the range, too, where the text's half is not computed any more."""
+    noise = random_latents(2, seed=8)
+    world = mixed(setting.applied, end_percent=end)
+    both, *alone = (
+        drawn_by(world, SamplerEulerCFGpp.execute("regular").result[0], one)
+        for one in (noise, noise[:1], noise[1:])
+    )
+    assert difference(both, torch.cat(alone)) < TOLERANCE
+
+
+@of_all_families
+@pytest.mark.parametrize(("trajectory", "times"), [("own", 1), ("same", 0)])
+def test_it_is_said_that_averages_of_guidance_are_of_both_pictures(
+    setting, trajectory, times, caplog
+):
+    caplog.set_level("INFO")
+    world = mixed(setting.applied, trajectory)
+    averaged = replace(world, model=APG.execute(world.model, 1.0, 5.0, -0.5).result[0])
+    for one in (world, averaged):
+        drawn_by(one, comfy.samplers.sampler_object("euler"), setting.noise)
+        said = [line for line in caplog.messages if "APG" in line]
+        assert len(said) == (0 if one is world else times)
+    assert all(
+        line.startswith("SeFi Mixed Attention: ") and "set trajectory to same" in line
+        for line in said
+    )
+
+
+def drawn_by(world, sampler, noise):
+    guider = comfy.samplers.CFGGuider(world.model)
+    guider.set_conds(world.encode(TEXT), world.encode(NEGATIVE))
+    guider.set_cfg(SCALE)
+    zeros = torch.zeros_like(noise)
+    return guider.sample(noise, zeros, sampler, world.sigmas(), disable_pbar=True, seed=0)
 
 
 @of_all_families

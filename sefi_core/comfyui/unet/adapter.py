@@ -26,7 +26,7 @@ from ..base_model import Block, model_sampling_of, uncompiled
 from .capture import PATCH as REPLACE
 from .capture import Attend, plain_attention, previous_patch
 from .conditioning import Marks, fingerprints
-from .places import Place, keeping_latents, number_conditionings, rows_in
+from .places import Place, keeping_latents, levels_in, number_conditionings, of_rows, rows_in
 
 BESIDE_KEY = "sefi_face_adapters"
 """The transformer option that has what acts, a tuple of :class:`Beside`."""
@@ -38,10 +38,11 @@ PATCH = "attn2_patch"
 
 
 class Rows(NamedTuple):
-    """Which rows of a batch are negative ones, and what of the picture each of them is."""
+    """Which rows of a batch are negative ones, what of the picture each is, what acts in it."""
 
     negative: tuple[bool, ...]
     places: Sequence[Place | None]
+    acting: Sequence[Sequence[Beside]]
 
 
 class AdapterRun:
@@ -81,16 +82,17 @@ class AdapterRun:
         x: torch.Tensor,
         context: torch.Tensor,
         options: Mapping[str, Any],
+        acting: Sequence[Sequence[Beside]],
     ) -> Rows:
         """What the rows of a call of the U-Net are; ``given`` are ComfyUI's."""
         places = rows_in(given, x, self.sampling, self.latents, options["sigmas"])
         if len(given) == len(x):
-            return Rows(tuple(self.negative[place.number] for place in given), places)
+            return Rows(tuple(self.negative[place.number] for place in given), places, acting)
         sides = self.sides_of(context)
         if None in sides:
             groups = options.get("cond_or_uncond") or [0]
             sides = [groups[row * len(groups) // len(x)] != 0 for row in range(len(x))]
-        return Rows(tuple(side is True for side in sides), places)
+        return Rows(tuple(side is True for side in sides), places, acting)
 
     def sides_of(self, contexts: torch.Tensor) -> list[bool | None]:
         """Whether contexts are those of negative conditionings; None where that is not known."""
@@ -133,8 +135,9 @@ class AdapterRun:
 class Addition:
     """What the adapters add during one call of the U-Net."""
 
-    def __init__(self, run: AdapterRun, acting: Sequence[Beside], rows: Rows) -> None:
-        self.run, self.acting, self.batch = run, acting, rows
+    def __init__(self, run: AdapterRun, rows: Rows) -> None:
+        self.run, self.batch = run, rows
+        self.acting = list(dict.fromkeys(one for acting in rows.acting for one in acting))
         self.now = rows
         """Of the queries of the layer that computes; other packs may have other rows there."""
         self._queries: torch.Tensor | None = None
@@ -160,14 +163,15 @@ class Addition:
         if before is not None and len(query) != len(before):
             equal = (query[:, None, :1] == before[None, :, :1]).flatten(2).all(2)
             sides = self.run.sides_of(key) if len(key) == len(query) else [None] * len(query)
-            negative, places = [], []
-            for found, side in zip(equal.tolist(), sides, strict=True):
+            negative, places, acting = [], [], []
+            for number, (found, side) in enumerate(zip(equal.tolist(), sides, strict=True)):
                 rows = [row for row, is_it in enumerate(found) if is_it]
                 best = [row for row in rows if self.batch.negative[row] is (side is True)]
                 row = next(iter(best or rows), None)
                 negative.append(side is True if row is None else self.batch.negative[row])
                 places.append(None if row is None else self.batch.places[row])
-            self.now = Rows(tuple(negative), places)
+                acting.append(self._acting_in(number if row is None else row))
+            self.now = Rows(tuple(negative), places, acting)
         return query, key, value
 
     def attend(self, block: Block, previous: Attend | None) -> Attend:
@@ -176,30 +180,43 @@ class Addition:
         def attend(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
         ) -> torch.Tensor:
-            if not all(one.with_text for one in self.acting):
-                return self._of(block, q, options)
+            rows = self._rows_of(q)
+            with_text = [all(one.with_text for one in acting) for acting in rows.acting]
+            if not any(with_text):
+                return self._of(block, rows, q, options)
             text = (previous or plain_attention)(q, k, v, options)
-            return text + self._of(block, q, options)
+            return _only(text, with_text) + self._of(block, rows, q, options)
 
         return attend
 
-    def _of(self, block: Block, q: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    def _acting_in(self, row: int) -> Sequence[Beside]:
+        """What acts in a row; rows that others have added repeat those of the batch."""
+        return self.batch.acting[row % len(self.batch.acting)]
+
+    def _rows_of(self, q: torch.Tensor) -> Rows:
+        """What the rows of a layer's queries are."""
+        if len(self.now.negative) == len(q):
+            return self.now
+        # What cannot be told apart is a conditioning.
+        acting = [self._acting_in(row) for row in range(len(q))]
+        return Rows((False,) * len(q), (None,) * len(q), acting)
+
+    def _of(
+        self, block: Block, rows: Rows, q: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
         """All that is beside the text's attention, once for the same queries.
 
         Where identities have regions a layer attends once for each part of the picture.
         """
         if self._last is not None and self._last[0] is q:
             return self._last[1]
-        rows = self.now
-        if len(rows.negative) != len(q):  # what cannot be told apart is a conditioning
-            rows = Rows((False,) * len(q), (None,) * len(q))
         total = torch.zeros_like(q)
         for one in self.acting:
             keys, values = self.run.tokens(one, block, rows.negative, q)
             found = plain_attention(q, keys, values, options)
             if one.region is not None:
                 found = found * self._plane(one, rows.places, options, q)
-            total = total + one.strength * found
+            total = total + one.strength * _only(found, [one in acting for acting in rows.acting])
         self._last = q, total
         return total
 
@@ -257,10 +274,12 @@ def diffusion_model(
     run: AdapterRun | None = transformer_options.get(RUN_KEY)
     besides = transformer_options.get(BESIDE_KEY, ())
     if run is not None and besides and context is not None:
-        sigma = float(transformer_options["sigmas"].detach().flatten()[0])
-        if acting := run.acting(besides, sigma):
-            rows = run.rows(given, x, context, transformer_options)
-            transformer_options = _patched(Addition(run, acting, rows), transformer_options)
+        of_each = of_rows(levels_in(transformer_options), len(x))
+        acting = {sigma: run.acting(besides, sigma) for sigma in dict.fromkeys(of_each)}
+        if any(acting.values()):
+            of_each_acting = [acting[sigma] for sigma in of_each]
+            rows = run.rows(given, x, context, transformer_options, of_each_acting)
+            transformer_options = _patched(Addition(run, rows), transformer_options)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
@@ -293,6 +312,13 @@ def _patched(addition: Addition, options: dict[str, Any]) -> dict[str, Any]:
     if others := patches.get(PATCH, []):
         made["patches"] = {**patches, PATCH: [addition.before, *others, addition.behind]}
     return made
+
+
+def _only(rows: torch.Tensor, which: Sequence[bool]) -> torch.Tensor:
+    """The rows that are named, and zeros in the place of the others."""
+    if all(which):
+        return rows
+    return rows * rows.new_tensor(which).view(-1, *[1] * (rows.ndim - 1))
 
 
 def _is_negative(group: str) -> bool:

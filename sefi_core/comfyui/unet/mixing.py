@@ -203,7 +203,7 @@ class Mixing:
             number = next((known[own] for own in known if marks[: len(own)] == own), None)
             place = None if number is None else found_in(scaled, row)
             if number is not None and place is None:
-                self._tell(
+                self.tell(
                     "another node changed the part of the picture that the model sees, and what "
                     "the text draws there cannot be found: nothing is mixed."
                 )
@@ -213,14 +213,15 @@ class Mixing:
     def _finds_faces(self) -> bool:
         finds = self.settings.hides and self.settings.mask is None
         if finds and self.settings.of_others:
-            self._tell(
+            self.tell(
                 "where other nodes' identities are in the text's picture is not known, and no face "
                 "is hidden: connect a face_mask."
             )
             return False
         return finds
 
-    def _tell(self, message: str) -> None:
+    def tell(self, message: str) -> None:
+        """Log it once in the sampling."""
         if message not in self._told:
             self._told.add(message)
             logger.info("SeFi Mixed Attention: %s", message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.conds
@@ -99,6 +99,23 @@ def found_in(pictures: torch.Tensor, row: torch.Tensor) -> Place | None:
         if torch.equal(pictures[latent, :, top : top + height, left : left + width], row):
             return Place(-1, latent, height, width, top, left)
     return None
+
+
+Levels = float | Sequence[float]
+"""The noise level (sigma) of all rows, or one for each of a number of rows that is repeated."""
+
+
+def levels_in(options: Mapping[str, Any]) -> Levels:
+    """The noise levels of a call of the U-Net; trainings may have another for each latent."""
+    levels = options["sigmas"].detach().flatten().tolist()
+    return levels[0] if levels.count(levels[0]) == len(levels) else levels
+
+
+def of_rows(levels: Levels, count: int) -> Sequence[float]:
+    """The noise level of each of ``count`` rows."""
+    if isinstance(levels, int | float):
+        return [levels] * count
+    return [levels[row % len(levels)] for row in range(count)]
 
 
 def rows_in(

@@ -27,7 +27,7 @@ from ..base_model import model_sampling_of, training_sigmas
 from .automatic import READING, Automatic, Reader, crowd_of
 from .blending import Blend
 from .conditioning import REGISTRY, Known, Marks, find, fingerprints
-from .places import Place, rows_in
+from .places import Levels, Place, of_rows, rows_in
 
 logger = logging.getLogger(__name__)
 
@@ -112,19 +112,34 @@ class Run:
             )
         return found
 
-    def reader(self, rows: Sequence[Row], places: Places, sigma: float) -> Reader | None:
+    def reader(self, rows: Sequence[Row], places: Places, levels: Levels) -> Reader | None:
         """What reads in a call of the U-Net who is where; None where nothing has to be read."""
-        return self._automatic and self._automatic.begin(rows, places, sigma)
+        if self._automatic is None:
+            return None
+        of_places = of_rows(levels, len(places))
+        readers = [
+            self._automatic.begin(
+                rows,
+                [one if own == level else None for one, own in zip(places, of_places, strict=True)],
+                level,
+            )
+            for level in dict.fromkeys(of_places)
+        ]
+        wanted = [one for reader in readers if reader is not None for one in reader.wanted]
+        return Reader(wanted, len(rows), self.size) if wanted else None
 
     def swap(
-        self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places = ()
+        self, contexts: torch.Tensor, rows: Sequence[Row], levels: Levels, places: Places = ()
     ) -> Contexts | None:
-        """The contexts of keys and values at a noise level, None where they are not changed.
+        """The contexts of keys and values at noise levels, None where they are not changed.
 
         ``rows`` are the known prompts in them; without their ``places`` there are no regions. Most
         batches of a sampling are alike, and made once.
         """
-        acting = [segment.at(sigma) for row in rows for segment in row]
+        of_each = of_rows(levels, len(rows))
+        acting = [
+            segment.at(sigma) for row, sigma in zip(rows, of_each, strict=True) for segment in row
+        ]
         if not any(acting):
             return None
         # A row is one object for each context, so that its id tells the context.
@@ -133,12 +148,12 @@ class Run:
         if batch not in self._swapped or self._swapped[batch][0] != state:
             while len(self._swapped) >= KEPT_BATCHES:
                 del self._swapped[next(iter(self._swapped))]
-            found = self._contexts(contexts, rows, sigma, places or [None] * len(rows))
+            found = self._contexts(contexts, rows, of_each, places or [None] * len(rows))
             self._swapped[batch] = state, found
         return self._swapped[batch][1]
 
     def swap_pooled(
-        self, vectors: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places
+        self, vectors: torch.Tensor, rows: Sequence[Row], levels: Levels, places: Places
     ) -> torch.Tensor:
         """The vectors (rows, width) of a batch, which begin with the prompts' pooled outputs."""
         parts = [
@@ -149,25 +164,34 @@ class Run:
                 lambda tensor: self._on_device_of(vectors, tensor),
                 self._share_at(place),
             )
-            for vector, row, place in zip(
-                vectors.split(1), rows, places or [None] * len(rows), strict=True
+            for vector, row, sigma, place in zip(
+                vectors.split(1),
+                rows,
+                of_rows(levels, len(rows)),
+                places or [None] * len(rows),
+                strict=True,
             )
         ]
         return torch.cat(parts)
 
     def _contexts(
-        self, contexts: torch.Tensor, rows: Sequence[Row], sigma: float, places: Places
+        self,
+        contexts: torch.Tensor,
+        rows: Sequence[Row],
+        levels: Sequence[float],
+        places: Places,
     ) -> Contexts:
         """What :meth:`swap` keeps; a row with fewer parts than another repeats its first."""
         parts = []
-        for row, place in zip(rows, places, strict=True):
+        for row, sigma, place in zip(rows, levels, places, strict=True):
             share_of = self._share_at(place)
             parts.append(variants(row, sigma, share_of) if share_of else [(EVERYWHERE, None)])
         count = max(map(len, parts))
         pieces: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         indices = []
-        for context, row, of_row in zip(contexts.split(1), rows, parts, strict=True):
-            names = [(id(row), *map(id, choice.values())) for choice, _ in of_row]
+        for context, row, sigma, of_row in zip(contexts.split(1), rows, levels, parts, strict=True):
+            acting = [id(segment.at(sigma)) for segment in row]
+            names = [(id(row), *acting, *map(id, choice.values())) for choice, _ in of_row]
             for name, (choice, _) in zip(names, of_row, strict=True):
                 if name not in pieces:
                     moved = partial(self._on_device_of, contexts)

@@ -29,7 +29,7 @@ from .blending import Blending
 from .capture import PATCH as REPLACE
 from .capture import previous_patch
 from .conditioning import CONDITIONING_KEY, REGISTRY, Known
-from .places import keeping_latents, number_conditionings
+from .places import Levels, keeping_latents, levels_in, number_conditionings
 from .run import Contexts, Places, Run
 
 logger = logging.getLogger(__name__)
@@ -80,19 +80,19 @@ def diffusion_model(
     given = kwargs.pop(PLACES_KEY, ())
     run = transformer_options.get(RUN_KEY)
     if run is not None and context is not None:
-        sigma = float(transformer_options["sigmas"].detach().flatten()[0])
+        levels = levels_in(transformer_options)
         rows = run.rows(context, [place.number for place in given])
         places = run.places(given, x, transformer_options, rows) if run.has_regions else ()
-        reader = run.reader(rows, places, sigma)
-        contexts = run.swap(context, rows, sigma, places)
+        reader = run.reader(rows, places, levels)
+        contexts = run.swap(context, rows, levels, places)
         if contexts is not None and y is not None and len(y) == len(rows):
-            y = run.swap_pooled(y, rows, sigma, places)
+            y = run.swap_pooled(y, rows, levels, places)
         patches = transformer_options.get("patches", {})
         others = patches.get(PATCH, [])
         if contexts is not None or others:
             unet: Any = executor.class_obj
             blending = Blending(reader, x.shape[-2])
-            patch = _swapping(run, sigma, context, contexts, others, places, blending)
+            patch = _swapping(run, levels, context, contexts, others, places, blending)
             transformer_options = {**transformer_options, "patches": {**patches, PATCH: [patch]}}
             if (contexts is not None and contexts.blend) or (places and others) or reader:
                 replaced = transformer_options.get("patches_replace", {})
@@ -147,7 +147,7 @@ def _is_found(run: Run, number: int, cond: dict[str, Any]) -> bool:
 
 def _swapping(
     run: Run,
-    sigma: float,
+    levels: Levels,
     context: torch.Tensor,
     contexts: Contexts | None,
     others: Sequence[Callable[..., tuple[torch.Tensor, ...]]],
@@ -179,13 +179,13 @@ def _swapping(
             return new_query, contexts.keys, contexts.values
         found = [run.rows(brought) for brought in (new_key, new_value)]
         if contexts is not None and not any(map(any, found)) and _same(key, context):
-            whole = run.swap(context, run.rows(context), sigma) if contexts.blend else contexts
+            whole = run.swap(context, run.rows(context), levels) if contexts.blend else contexts
             return others_on(query, *(whole or contexts)[:2], options)
         # With other rows than the model's it is not known what of the picture each is.
         alike = all(map(operator.is_, *found)) and len(found[0]) == len(places)
         known = places if alike else ()
-        swapped_key = run.swap(new_key, found[0], sigma, known)
-        swapped_value = run.swap(new_value, found[1], sigma, known)
+        swapped_key = run.swap(new_key, found[0], levels, known)
+        swapped_value = run.swap(new_value, found[1], levels, known)
         if swapped_key is not None:
             new_key, blending.blend = swapped_key.keys, swapped_key.blend
         if swapped_value is not None:

@@ -2,7 +2,8 @@
 
 The sampler draws twice as many latents; the second half is the text's. A step is two calls of the
 guider, each with one half, so that guidance, windows of frames and everything else of other nodes
-see latents as they would without the text's. What the sampler draws of noise is the same for both.
+see latents as they would without the text's. What the sampler draws of noise is the same for both,
+and what it has called behind guidance is called once, with both halves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from .mixing import Mixing
+
+
+BEHIND_GUIDANCE = "sampler_post_cfg_function"
+"""The model option with functions that ComfyUI calls with a step's result and its parts."""
+
+BEFORE_GUIDANCE = "sampler_pre_cfg_function"
 
 
 class Pass(Enum):
@@ -80,27 +87,83 @@ class OwnTrajectory:
         executor: WrapperExecutor,
         x: torch.Tensor,
         timestep: torch.Tensor,
+        model_options: dict[str, Any],
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
         """The text's half first, then the identity's, which looks at it."""
         count, mixing = self.count, self.mixing
         if self.noise is None or len(x) != 2 * count:
-            return executor(x, timestep, *args, **kwargs)
+            return executor(x, timestep, model_options, *args, **kwargs)
+        if model_options.get(BEFORE_GUIDANCE):
+            mixing.tell(
+                "another node changes what guidance gets, of the text's picture and the identity's "
+                "in turn, and an average that it keeps (APG's momentum) is of both: if the picture "
+                "suffers, set trajectory to same."
+            )
+        listeners = SamplerListeners(executor.class_obj, model_options)
+
+        def half(rows: slice, now: Pass) -> torch.Tensor:
+            mixing.now = now
+            options = listeners.options_of(now)
+            return executor(x[rows], timestep[rows], options, *args, **kwargs)
+
         sigma = float(timestep.detach().flatten()[0])
         with self.noise.paused():
             try:
                 text = None
                 if not self.falling or sigma >= mixing.lowest:
-                    mixing.now = Pass.TEXT
-                    text = executor(x[count:], timestep[count:], *args, **kwargs)
-                mixing.now = Pass.IDENTITY
-                drawn = executor(x[:count], timestep[:count], *args, **kwargs)
+                    text = half(slice(count, None), Pass.TEXT)
+                drawn = half(slice(count), Pass.IDENTITY)
             finally:
                 mixing.now = Pass.BOTH
                 mixing.steps.clear()
         # Nothing looks at the text's picture any more; its half of the sampler goes on with this.
-        return torch.cat([drawn, drawn if text is None else text])
+        return listeners.called(torch.cat([drawn, drawn if text is None else text]))
+
+
+class SamplerListeners:
+    """What a sampler itself has called behind guidance, as all that are named cfg_pp have.
+
+    It keeps something of a step for all its latents. Called for each half it would know the last
+    alone, so that the halves take down what it is told, and it is told once of both.
+    """
+
+    def __init__(self, guider: Any, options: dict[str, Any]) -> None:
+        of_nodes = guider.model_options.get(BEHIND_GUIDANCE, [])
+        self.options = options
+        self.added = [one for one in options.get(BEHIND_GUIDANCE, []) if one not in of_nodes]
+        self.told: dict[Pass, dict[str, Any]] = {}
+
+    def options_of(self, half: Pass) -> dict[str, Any]:
+        """The options for a half, which take down in the place of the sampler's functions."""
+        if not self.added:
+            return self.options
+
+        def take_down(arguments: dict[str, Any]) -> torch.Tensor:
+            self.told[half] = arguments
+            denoised: torch.Tensor = arguments["denoised"]
+            return denoised
+
+        of_nodes = [one for one in self.options[BEHIND_GUIDANCE] if one not in self.added]
+        return {**self.options, BEHIND_GUIDANCE: [*of_nodes, take_down]}
+
+    def called(self, denoised: torch.Tensor) -> torch.Tensor:
+        """What the functions make of both halves (latents, ...), the identity's first."""
+        if Pass.IDENTITY not in self.told:  # the guider calls no such functions
+            return denoised
+        first = self.told[Pass.IDENTITY]
+        second = self.told.get(Pass.TEXT, first)
+        arguments = {
+            name: torch.cat([one, second[name]])
+            if isinstance(one, torch.Tensor) and one.ndim and 2 * len(one) == len(denoised)
+            else one
+            for name, one in first.items()
+        }
+        arguments["model_options"] = self.options
+        for function in self.added:
+            denoised = function({**arguments, "denoised": denoised})
+        return denoised
 
 
 class SameNoise(TorchFunctionMode):
