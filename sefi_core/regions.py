@@ -61,10 +61,9 @@ def acting_sets(regions: Sequence[torch.Tensor]) -> list[tuple[frozenset[int], t
     ``regions`` are (masks, height, width), of any sizes; a share is of the largest, of at most
     :data:`MOST_PLACES` on a side, and has a mask for each of the batch in which all of theirs have
     gone round, or where that takes more than two rounds of the longest, for each of the longest.
-    Masks that come to 1 or less at a
-    place do not meet there: each region's set has its mask, and the empty set what is left. Where
-    they come to more, as few act together as it takes: the masks are laid end to end on a circle of
-    length 1, and a set's share is how much of the circle it covers.
+    Masks that come to 1 or less at a place do not meet there: each region's set has its mask, and
+    the empty set what is left. Where they come to more, as few act together as it takes: the masks
+    are laid end to end on a circle of length 1, and a set's share is how much of it it covers.
     """
     if not regions:
         return [(frozenset(), torch.ones(1, 1, 1))]

@@ -9,7 +9,6 @@ docs/face_adapters.md says more, and how to use several graphics cards.
 
 import argparse
 import logging
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..sefi_core.comfyui.face_embedding import open_embedder  # noqa: E402
 from ..sefi_core.comfyui.learning.differentiable import differentiable  # noqa: E402
 from ..sefi_core.errors import SeFiError  # noqa: E402
 from ..sefi_core.face2diffusion.training.data import Faces, prepared, read_records  # noqa: E402
-from ..sefi_core.face2diffusion.training.loops import Log, fit  # noqa: E402
+from ..sefi_core.face2diffusion.training.loops import Log, fit, is_first_process  # noqa: E402
 from ..sefi_core.face2diffusion.training.settings import (  # noqa: E402
     parse_changes,
     settings_of,
@@ -101,14 +100,14 @@ def train_adapter(
         learn, test = with_partners(faces).split(settings.validation_people, settings.seed)
         task = AdapterTask(checkpoint, recogniser, learn, test, settings)
         task.to(checkpoint.model.load_device)
-        log = Log(output, active=int(os.environ.get("RANK", "0")) == 0)
+        log = Log(output, active=is_first_process())
         with differentiable(*task.frozen_modules):
             losses = fit(
                 task, settings.steps, settings.batch, settings.seed,
                 output / "adapter_state.safetensors", log, settings.validate_every, on_step,
             )  # fmt: skip
     log.close()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         write_face_adapter(task.face_adapter(), output / RESULT, settings.as_json())
     return losses
 

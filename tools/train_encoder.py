@@ -8,7 +8,6 @@ more, and how to use several graphics cards.
 
 import argparse
 import logging
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..sefi_core.errors import SeFiError  # noqa: E402
 from ..sefi_core.face2diffusion.files import read_encoder, write_face_encoder  # noqa: E402
 from ..sefi_core.face2diffusion.training.data import Faces, prepared, read_records  # noqa: E402
 from ..sefi_core.face2diffusion.training.identification import Identification  # noqa: E402
-from ..sefi_core.face2diffusion.training.loops import Log, fit  # noqa: E402
+from ..sefi_core.face2diffusion.training.loops import Log, fit, is_first_process  # noqa: E402
 from ..sefi_core.face2diffusion.training.settings import (  # noqa: E402
     PUBLISHED,
     EncoderTraining,
@@ -71,7 +70,7 @@ def train_encoder(photos: Path, output: Path, settings: EncoderTraining, on_step
     learn, test = faces.split(settings.validation_people, settings.seed)
     torch.manual_seed(settings.seed)
     task = Identification(settings.shape.build(), learn, test, settings)
-    log = Log(output / "encoder", active=_is_first())
+    log = Log(output / "encoder", active=is_first_process())
     if torch.cuda.is_available() and "--cpu" not in sys.argv:
         task.cuda()
     losses = fit(
@@ -126,21 +125,16 @@ def train_mapping(
         learn, test = faces.split(settings.validation_people, settings.seed)
         task = MappingTask(checkpoint, network, shape, learn, test, settings)
         task.to(checkpoint.model.load_device)
-        log = Log(output / "mapping", active=_is_first())
+        log = Log(output / "mapping", active=is_first_process())
         with differentiable(*task.frozen_modules):
             losses = fit(
                 task, settings.mapping_steps, settings.mapping_batch, settings.seed,
                 output / "mapping_state.safetensors", log, settings.validate_every, on_step,
             )  # fmt: skip
     log.close()
-    if _is_first():
+    if is_first_process():
         write_face_encoder(task.face_encoder(), output / RESULT, settings.as_json())
     return losses
-
-
-def _is_first() -> bool:
-    """Whether this process, of those that train together, writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,8 +37,10 @@ ASKED = (AUTO, PLUS, PLUS_V2)
 """What a user may say of a file: the two have the same tensors."""
 
 MOST_FACES = 5
-MOST_LAYERS = 64
 """Photos that a portrait adapter takes side by side."""
+
+MOST_LAYERS = 64
+"""Of what looks at a CLIP's states or at faces."""
 
 PORTRAIT_TOKENS = 16
 

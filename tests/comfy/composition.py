@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.lora
+import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -155,6 +158,20 @@ def text_case(text=TEXT, negative=NEGATIVE):
 
 def text_guidance(setting, text=TEXT, negative=NEGATIVE):
     return cfg([Region(setting.prompt(text))], [Region(setting.prompt(negative))], SCALE)
+
+
+def random_controlnet(unet_config):
+    """A small random ControlNet of ComfyUI's own class, for a U-Net of this configuration."""
+    config = dict(unet_config)
+    del config["out_channels"], config["transformer_depth_output"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        network = comfy.cldm.cldm.ControlNet(
+            **config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+        )
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
 
 
 def random_lora(world: World, seed=5):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import comfy.cldm.cldm
-import comfy.controlnet
 import comfy.hooks
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras import nodes_custom_sampler, nodes_hooks, nodes_perpneg
@@ -23,6 +20,7 @@ from sefi_ide.tests.comfy.composition import (
     SIDE,
     STEPS,
     TEXT,
+    random_controlnet,
     random_latents,
     random_lora,
     text_case,
@@ -217,16 +215,7 @@ def chunks_of_one(world, noise):
 
 def controlled(world, text):
     """Positive of ``text`` and negative, both with a ControlNet."""
-    config = dict(world.unet_config)
-    del config["out_channels"], config["transformer_depth_output"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
-        network = comfy.cldm.cldm.ControlNet(
-            **config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init
-        )
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    control = random_controlnet(world.unet_config)
     picture = torch.rand(1, 8 * SIDE, 8 * SIDE, 3, generator=torch.Generator().manual_seed(13))
     return nodes.ControlNetApplyAdvanced().apply_controlnet(
         world.encode(text), world.encode(NEGATIVE), control, picture, 0.8, 0.0, 1.0

@@ -82,8 +82,7 @@ def noise(height=SIDE, width=SIDE, count=1) -> torch.Tensor:
     return torch.randn(count, LATENT_CHANNELS, height, width, generator=generator)
 
 
-@pytest.fixture
-def halves(monkeypatch):
+def divide_in_halves(monkeypatch) -> list[torch.Tensor]:
     """Whatever is read, anna has the left half and bob the right one; what was read is kept."""
     read = []
 
@@ -93,6 +92,11 @@ def halves(monkeypatch):
 
     monkeypatch.setattr(automatic, "divided", divided)
     return read
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    return divide_in_halves(monkeypatch)
 
 
 # --- where nothing is shared --------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import comfy.sample
 import pytest
 import torch
-from sefi_ide.sefi_core.comfyui.unet import automatic
 from sefi_ide.tests.comfy.composition import (
     NEGATIVE,
     SCALE,
@@ -20,7 +19,7 @@ from sefi_ide.tests.comfy.composition import (
 from sefi_ide.tests.comfy.mixing import adapted, difference, halves, mixed
 from sefi_ide.tests.comfy.mixing_cases import controlled
 from sefi_ide.tests.comfy.random_checkpoint import FAMILIES, of_families
-from sefi_ide.tests.comfy.test_automatic import TWO, halves_of, noise, shared
+from sefi_ide.tests.comfy.test_automatic import TWO, divide_in_halves, halves_of, noise, shared
 
 pytestmark = [pytest.mark.usefixtures("inference_mode"), of_families("sd1", "sdxl")]
 
@@ -29,15 +28,7 @@ WORDS = TWO.replace("<anna>", "person").replace("<bob>", "person")
 
 @pytest.fixture
 def left_and_right(monkeypatch):
-    """Whatever is read, anna has the left half and bob the right one."""
-    read = []
-
-    def divided(maps):
-        read.append(maps)
-        return halves_of(maps.shape[1:])
-
-    monkeypatch.setattr(automatic, "divided", divided)
-    return read
+    return divide_in_halves(monkeypatch)
 
 
 def steps(world, conditionings, latents, begin, end):

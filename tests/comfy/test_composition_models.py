@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import comfy.cldm.cldm
-import comfy.controlnet
 import comfy.hooks
 import comfy.model_management
 import comfy.sd
@@ -25,6 +23,7 @@ from sefi_ide.tests.comfy.composition import (
     check,
     identity,
     person,
+    random_controlnet,
     random_latents,
     random_lora,
     text_case,
@@ -116,17 +115,7 @@ def test_perp_neg_guider(setting):
 @pytest.fixture(scope="module")
 def controlnet(family):
     """A small random ControlNet of ComfyUI's own class."""
-    config = dict(FAMILIES[family].unet_config)
-    del config["out_channels"], config["transformer_depth_output"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
-        network = comfy.cldm.cldm.ControlNet(
-            **config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init
-        )
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    device = torch.device("cpu")
-    return comfy.controlnet.ControlNet(network, load_device=device)
+    return random_controlnet(FAMILIES[family].unet_config)
 
 
 def test_controlnet(setting, controlnet):

@@ -92,6 +92,11 @@ class Log:
             self.board.close()
 
 
+def is_first_process() -> bool:
+    """Whether this process, of those that train together, writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 class Processes:
     """This process among those that train together; one alone where accelerate is not asked for.
 
