@@ -64,7 +64,7 @@ def drawn_faces(checkpoint: Checkpoint) -> Faces:
     settings = read_settings(encoder_mini.SETTINGS, {})
     photos = encoder_mini.draw_people(encoder_mini.BUILD / "photos")
     faces = train_encoder.faces_of(photos, encoder_mini.BUILD, settings, checkpoint)
-    encoder, _ = read_encoder(FACE_ENCODER)
+    encoder = read_encoder(FACE_ENCODER).encoder
     tensors = {"latent": faces.tensors["latent"], "embedding": features_of(encoder, faces)}
     return Faces(faces.records, tensors)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, SHIPPED
+from sefi_ide.tests.mini_sd.checkpoints import CHECKPOINTS, FACE_ENCODER, FIRST_WORLD
 from sefi_ide.tools.comfyui import REPOSITORY
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ MEASURING = ("encoder_mini", "jobs", "lora", "measures", "methods", "subjects")
 """The modules of this package that figures depend on."""
 MADE = (
     ()
-    if CHECKPOINTS == SHIPPED
+    if CHECKPOINTS == FIRST_WORLD
     else (*CHECKPOINTS.values(), CHECKPOINTS["sd1"].with_name("judges.safetensors"))
 )
-"""What this process's drawn world has in the place of the shipped checkpoints."""
+"""What this process's drawn world has in the place of the first one's checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,17 @@ def train_mapping(
     encoder: Path | None = None,
     on_step=None,
 ) -> list:
-    """Train the mapping and write the result; returns the losses."""
+    """Train the mapping and write the result; returns the losses.
+
+    Raises :class:`SeFiError` for an ``encoder`` that looks at something else than is set.
+    """
     if encoder is not None:
-        network, shape = read_encoder(encoder)
+        network, shape, crop = read_encoder(encoder)
+        if crop != settings.crop:
+            raise SeFiError(
+                f"{encoder} looks at a crop of the kind {crop}, and {settings.crop} is set: give "
+                f"--set crop={crop}"
+            )
     else:
         network, shape = trained_encoder(output, settings), settings.shape
     with torch.inference_mode(False), torch.enable_grad():

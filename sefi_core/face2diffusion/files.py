@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -59,16 +59,24 @@ class FaceEncoder:
         return self.mapping.vectors_of(found)
 
 
-def read_encoder(path: Path) -> tuple[nn.Module, EncoderShape]:
+class Features(NamedTuple):
+    """The first of the two networks of a :class:`FaceEncoder`: its shape, and what it looks at."""
+
+    encoder: nn.Module
+    shape: EncoderShape
+    crop: str = "aligned"
+
+
+def read_encoder(path: Path) -> Features:
     """The first of the two networks alone, from ``msid.pt`` or from this pack's own file.
 
     Raises :class:`SeFiError` for files that are not what they should be.
     """
     if path.suffix == ".pt":
         shape = EncoderShape()
-        return _loaded(shape.build(), _msid(path), path), shape
+        return Features(_loaded(shape.build(), _msid(path), path), shape)
     whole = read_face_encoder(path)
-    return whole.encoder, whole.shape
+    return Features(whole.encoder, whole.shape, whole.crop)
 
 
 def read_published(msid: Path, mapping: Path) -> FaceEncoder:
@@ -76,7 +84,7 @@ def read_published(msid: Path, mapping: Path) -> FaceEncoder:
 
     Raises :class:`SeFiError` for files that are not what they should be.
     """
-    encoder, shape = read_encoder(msid)
+    encoder, shape, _ = read_encoder(msid)
     return FaceEncoder(
         encoder,
         _loaded(Mapping(shape.features, PUBLISHED_OUTPUTS), _tensors_of(mapping), mapping),

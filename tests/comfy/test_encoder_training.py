@@ -3,87 +3,31 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
 
-import comfy.utils
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 from sefi_ide.sefi_core.comfyui.apply import apply_identity
 from sefi_ide.sefi_core.comfyui.clip.embeddings import class_word_embedding
-from sefi_ide.sefi_core.comfyui.encoder_training import (
-    Checkpoint,
-    MappingTask,
-    load_checkpoint,
-    preparation,
-)
+from sefi_ide.sefi_core.comfyui.encoder_training import MappingTask, preparation
 from sefi_ide.sefi_core.comfyui.learning import denoiser
 from sefi_ide.sefi_core.comfyui.learning.differentiable import differentiable
 from sefi_ide.sefi_core.comfyui.methods.tokens import AppliedIdentity
 from sefi_ide.sefi_core.errors import SeFiError
 from sefi_ide.sefi_core.face2diffusion.files import read_face_encoder
-from sefi_ide.sefi_core.face2diffusion.networks import EncoderShape
-from sefi_ide.sefi_core.face2diffusion.training.data import Record, prepared, read_records
+from sefi_ide.sefi_core.face2diffusion.training.data import prepared, read_records
 from sefi_ide.sefi_core.face2diffusion.training.loops import Log, fit
-from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining
 from sefi_ide.sefi_core.identity.identity import Identity
-from sefi_ide.tests.unit.face_drawing import drawn
-from sefi_ide.tools import train_encoder
 from sefi_ide.tools.comfyui import REPOSITORY, comfyui_path
 
+from . import encoder_runs
+from .encoder_runs import SMALL, changed
 from .random_checkpoint import of_all_families, of_families
-from .training_runs import load
 
-SMALL = EncoderTraining(
-    shape=EncoderShape("cnn", widths=(4, 6)),
-    crop="head",
-    resolution=64,
-    encoder_steps=2,
-    encoder_batch=4,
-    mapping_steps=3,
-    mapping_batch=4,
-    mapping_learning_rate=0.01,
-    dropout=0.0,
-    validate_every=2,
-    validation_people=1,
-)
-
-
-def changed(**changes):
-    return EncoderTraining(**{**SMALL.as_json(), **changes})
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Drawn people with masks, and captions, as JSON lines."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(1)
-    lines = []
-    for person in range(6):
-        colour = rng.integers(0, 255, 3)
-        for number in range(2):
-            pixels = np.full((72, 64, 3), 40 * number, np.uint8)
-            pixels[20:50, 16:46] = colour
-            mask = np.zeros((72, 64), np.uint8)
-            mask[20:50, 16:46] = 255
-            name = f"{person}_{number}"
-            Image.fromarray(pixels).save(folder / f"{name}.png")
-            Image.fromarray(mask).save(folder / f"{name}_mask.png")
-            told = {"person": str(person), "file": f"{name}.png", "mask": f"{name}_mask.png"}
-            lines.append({**told, "caption": ["", "smiling"][number]})
-    lines[0]["expression"] = [0.5] * 64
-    (folder / "faces.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "faces.jsonl"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(mini_checkpoint):
-    return Checkpoint(*load(mini_checkpoint))
+photos, checkpoint = encoder_runs.photos, encoder_runs.checkpoint
 
 
 def task_of(checkpoint, photos, folder, settings=SMALL) -> MappingTask:
@@ -229,162 +173,6 @@ def test_it_goes_on_as_if_it_had_never_stopped(
         assert torch.equal(value, rest.state_dict()[name]), name
 
 
-@pytest.fixture
-def portrait(tmp_path):
-    """A photo with a face right of its middle, without a mask."""
-    file = tmp_path / "portrait.png"
-    Image.fromarray(drawn(320, 0.3, (0.5, 0.0))).save(file)
-    return Record("a", file)
-
-
-PUBLISHED_LOSS = {"masked": False, "class_guided": True, "crop": "aligned"}
-
-
-@of_families("sd1")
-def test_the_head_is_found_for_class_guided_regularisation_too(checkpoint, portrait):
-    masked, guided, neither = (
-        preparation(changed(**{**PUBLISHED_LOSS, **changes}), checkpoint)(portrait)
-        for changes in (
-            {"masked": True, "class_guided": False},
-            {},
-            {"class_guided": False},
-        )
-    )
-    assert neither["mask"].float().mean() == 255
-    assert 10 < guided["mask"].float().mean() < 200
-    for name, value in masked.items():
-        assert torch.equal(value, guided[name]), name
-    assert not torch.equal(guided["latent"], neither["latent"])
-
-
-@of_families("sd1")
-def test_what_class_guided_regularisation_asks_for_is_kept_apart(checkpoint, portrait, tmp_path):
-    """And where nothing else is asked for than by earlier versions, their caches are used."""
-    lines = tmp_path / "faces.jsonl"
-    lines.write_text(json.dumps({"person": "a", "file": portrait.file.name}))
-
-    def kept(**changes):
-        settings = changed(**{**PUBLISHED_LOSS, **changes})
-        with torch.inference_mode(False):
-            return train_encoder.faces_of(lines, tmp_path, settings, checkpoint)
-
-    cache = tmp_path / "cache"
-    earlier = {"crop": "aligned", "masked": False, "resolution": 64, "family": "sd1"}
-    prepared(read_records(lines), preparation(changed(crop="aligned"), None), cache, earlier)
-    assert kept().tensors["mask"].float().mean() < 200
-    files = set(cache.iterdir())
-    assert len(files) == 2
-    kept(masked=True), kept(masked=True, class_guided=False)
-    assert set(cache.iterdir()) == files
-    kept(class_guided=False)
-    assert set(cache.iterdir()) == files
-
-
-@of_families("sd1")
-def test_a_mask_is_put_into_its_photos_size_or_left_out_with_a_sentence(
-    checkpoint, portrait, tmp_path, caplog
-):
-    whole = np.zeros((320, 320), np.uint8)
-    whole[80:240, 200:320] = 255
-    records = []
-    for name, pixels in (
-        ("whole", whole),
-        ("half", whole[::2, ::2]),
-        ("odd", whole[:319]),
-        ("other", whole[:160]),
-        ("black", np.zeros_like(whole)),
-        ("faint", np.full_like(whole, 1)),
-    ):
-        file = tmp_path / f"mask_{name}.png"
-        Image.fromarray(pixels).save(file)
-        records.append(Record(name, portrait.file, file))
-    for settings in (SMALL, changed(crop="aligned")):
-        caplog.clear()
-        prepare = preparation(settings, checkpoint)
-        faces = prepared(records, prepare, tmp_path / settings.crop, {})
-        assert [record.person for record in faces.records] == ["whole", "half", "odd"]
-        first, *others = faces.tensors["mask"].float()
-        for other in others:
-            assert (first - other).abs().mean() < 8
-        assert "mask_other.png is 320 x 160 pixels and the photo 320 x 320: give" in caplog.text
-        for name in ("black", "faint"):
-            assert f"mask_{name}.png marks nothing: make the head white" in caplog.text
-
-
-@of_families("sd1")
-def test_a_mapping_does_not_go_on_for_another_encoder(
-    mini_checkpoint, photos, tmp_path, monkeypatch
-):
-    """Which it would without a step, to write the wrong file."""
-    checkpoint = load_checkpoint(mini_checkpoint)
-
-    def train(**changes):
-        settings = changed(**changes)
-        with torch.inference_mode(False), torch.enable_grad():
-            train_encoder.train_encoder(photos, tmp_path, settings)
-        return train_encoder.train_mapping(photos, tmp_path, settings, checkpoint)
-
-    assert len(train()) == 3
-    assert train() == []
-    assert len(train(mapping_steps=4)) == 1
-    with pytest.raises(SeFiError, match="mapping_state.* with another face encoder: remove it"):
-        train(encoder_steps=3, mapping_steps=4)
-    (tmp_path / "mapping_state.safetensors").unlink()
-    assert len(train(encoder_steps=3)) == 3
-    with pytest.raises(SeFiError, match="with another position_free: remove it"):
-        train(encoder_steps=3, position_free=False)
-    with pytest.raises(SeFiError, match="encoder_state.* with another list of people: remove it"):
-        train(validation_people=0)
-
-
-def test_only_the_first_process_writes_the_log(photos, tmp_path, monkeypatch):
-    for rank, written in (("1", False), ("0", True)):
-        monkeypatch.setenv("RANK", rank)
-        train_encoder.train_encoder(photos, tmp_path / rank, SMALL)
-        assert (tmp_path / rank / "encoder" / "log.jsonl").exists() == written
-
-
-@of_families("sd1")
-def test_a_file_that_is_no_checkpoint_is_one_sentence(mini_checkpoint, tmp_path):
-    weights = comfy.utils.load_torch_file(mini_checkpoint)
-    vae = {name: value for name, value in weights.items() if not name.startswith("first_stage")}
-    assert len(vae) < len(weights)
-    damaged = (tmp_path / "damaged.safetensors", tmp_path / "text.safetensors")
-    with open(mini_checkpoint, "rb") as file:
-        damaged[0].write_bytes(file.read(100_000))
-    damaged[1].write_text("no checkpoint")
-    foreign = tmp_path / "foreign.safetensors"
-    safetensors.torch.save_file({"weight": torch.ones(3)}, foreign)
-    for file in (tmp_path / "missing.safetensors", *damaged, foreign):
-        with pytest.raises(SeFiError, match=f"{file.name} cannot be loaded as a checkpoint .*give"):
-            load_checkpoint(file)
-    safetensors.torch.save_file(vae, tmp_path / "no_vae.safetensors")
-    with pytest.raises(SeFiError, match="lacks U-Net, text encoder or VAE: give a whole"):
-        load_checkpoint(tmp_path / "no_vae.safetensors")
-
-
-def test_a_family_that_is_not_known_is_one_sentence(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        "comfy.sd.load_checkpoint_guess_config", lambda *_, **__: (*checkpoint, None)
-    )
-    monkeypatch.setattr(Checkpoint, "family", "SDXLRefiner")
-    with pytest.raises(SeFiError, match="is a SDXLRefiner: give a checkpoint of one of sd1, sd2"):
-        load_checkpoint(tmp_path / "refiner.safetensors")
-
-
-def test_a_mapping_without_an_encoder_is_one_sentence(photos, tmp_path):
-    with pytest.raises(SeFiError, match="encoder_state.safetensors is not there: train an encoder"):
-        train_encoder.trained_encoder(tmp_path, SMALL)
-    train_encoder.train_encoder(photos, tmp_path, SMALL)
-    train_encoder.trained_encoder(tmp_path, SMALL)
-    other = changed(shape={"kind": "cnn", "widths": [5]})
-    with pytest.raises(SeFiError, match="holds no encoder of the shape that is set .*: give the"):
-        train_encoder.trained_encoder(tmp_path, other)
-    (tmp_path / "encoder_state.safetensors").write_text("damaged")
-    with pytest.raises(SeFiError, match="holds no encoder of the shape that is set .*: give the"):
-        train_encoder.trained_encoder(tmp_path, SMALL)
-
-
 @of_families("sd1")
 def test_features_come_from_another_photo_and_from_the_own_where_there_is_no_other(
     checkpoint, photos, tmp_path, gradients
@@ -431,27 +219,6 @@ def test_prompts_with_the_class_word_are_forgotten_where_they_take_too_much_room
         found[room] = losses, len(task._data[0].denoiser.references)
     assert found[0][0] == found[2**30][0]
     assert (found[2**30][1], found[0][1]) == (2, 1)
-
-
-@of_families("sd1")
-def test_latents_of_another_vae_are_made_anew(mini_checkpoint, photos, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    checkpoint = Checkpoint(*load(mini_checkpoint))
-    first = checkpoint.vae_digest
-    weights = checkpoint.vae.first_stage_model.state_dict()
-    decoder, encoder = (
-        next(value for name, value in weights.items() if f"{part}." in name)
-        for part in ("decoder", "encoder")
-    )
-    with torch.inference_mode():
-        decoder.add_(0.1)
-        assert checkpoint.vae_digest == first
-        train_encoder.faces_of(photos, tmp_path, SMALL, checkpoint)
-        train_encoder.faces_of(photos, tmp_path, SMALL, checkpoint)
-        assert caplog.text.count("photos are prepared.") == 1
-        encoder.add_(0.1)
-        train_encoder.faces_of(photos, tmp_path, SMALL, checkpoint)
-    assert caplog.text.count("photos are prepared.") == 2
 
 
 PROGRAM = """

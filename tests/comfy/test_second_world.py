@@ -1,4 +1,4 @@
-"""Training pictures of both drawn worlds, and that all of a miniature trains in the second one."""
+"""Training pictures of both drawn worlds, and what is trained in the second one."""
 
 import hashlib
 import os
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sefi_ide.tests.mini_sd import dataset, judges, world
+from sefi_ide.tests.mini_sd import check_crowds, dataset, judges, world
 from sefi_ide.tests.mini_sd.editions import EDITION, FIRST, SECOND
+from sefi_ide.tests.mini_sd.runtime import MiniSDRuntime
 
 
 def digest(data):
@@ -70,7 +71,12 @@ def test_families_of_the_second_world_have_a_double_and_everybody_as_a_part():
     assert 0.3 < alone < 0.7
 
 
-@pytest.mark.skipif(EDITION is FIRST, reason="runs in a process of the second world, see below")
+in_the_second_world = pytest.mark.skipif(
+    EDITION is FIRST, reason="runs in a process of the second world, see below"
+)
+
+
+@in_the_second_world
 def test_a_step_of_the_judges_reaches_styles_and_marks():
     torch.manual_seed(0)
     data, people = dataset.make_families(2, seed=3)
@@ -85,14 +91,24 @@ def test_a_step_of_the_judges_reaches_styles_and_marks():
     assert judges.ATTRIBUTES["style"] == SECOND.styles
 
 
+@in_the_second_world
+def test_the_miniature_knows_styles_and_people_together():
+    mini, judge = MiniSDRuntime("sd1"), judges.load_judges()
+    styles = check_crowds.check_styles(mini, judge, seed=5, each=3)
+    assert styles["style_found"] >= 0.75 and styles["style_drawn"] >= 0.9
+    pairs = check_crowds.check_crowds(mini, judge, seed=5, pairs=12, triples=1)
+    assert pairs["pairs_both"] >= 0.25 and pairs["pairs_both_drawn"] >= 0.75  # by chance 0.0004
+
+
 @pytest.mark.skipif(EDITION is not FIRST, reason="runs the second world's")
-def test_all_of_a_miniature_trains_in_the_second_world():
-    """World and sizes are of a process: the same steps in one of the second world."""
+def test_all_of_the_second_world():
+    """World and sizes are of a process: the same training steps there, and its miniature."""
     here = Path(__file__)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "a_step_",
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--variants=all",
+         "-k", "a_step_ or the_miniature_knows",
          here.with_name("test_miniatures.py"), here],
         env={**os.environ, "WORLD": "2"}, capture_output=True, text=True, cwd=here.parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout

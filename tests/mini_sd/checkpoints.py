@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .editions import EDITION
+from .editions import EDITION, FIRST
 
 _FOLDER = Path(__file__).parent
 _FILES = {"sd1": "mini_sd.safetensors", "sdxl": "mini_sdxl.safetensors"}
-SHIPPED = {family: _FOLDER / file for family, file in _FILES.items()}
-"""Those of the first world."""
+FIRST_WORLD = {family: _FOLDER / file for family, file in _FILES.items()}
+"""Those of the first world, which the others learn on from."""
 BUILD = _FOLDER.parents[1] / "build"
-_MADE = _FOLDER if EDITION.number == 1 else BUILD / "mini_sd_2"
-CHECKPOINTS = {family: _MADE / file for family, file in _FILES.items()}
+_WORLD = _FOLDER if EDITION is FIRST else _FOLDER / f"world_{EDITION.number}"
+CHECKPOINTS = {family: _WORLD / file for family, file in _FILES.items()}
 """Those of this process's world."""
 
-FACE_ENCODER = _MADE / "face_encoder.safetensors"
+FACE_ENCODER = _WORLD / "face_encoder.safetensors"
 """Of that world, for the first miniature; ``make encoder-mini`` makes it."""
 
-FACE_ADAPTER = _MADE / "face_adapter.safetensors"
+FACE_ADAPTER = _WORLD / "face_adapter.safetensors"
 """For the same, with that encoder; ``make adapter-mini`` makes it."""
 
 

@@ -1,8 +1,9 @@
-"""Which drawn world there is: the one that the shipped checkpoints know, or the next one.
+"""The two drawn worlds, each with a miniature of its own.
 
-Everything that differs between them is asked of an ``Edition``. ``WORLD`` in the environment
-names the one of a process. Once the shipped checkpoints are of the second world, the first one
-goes: this file, and what asks for it.
+The first one shows a person alone, or two now and then, always drawn the same way: figures of one
+person are of it, and both miniatures know it. The second one adds people together at named places,
+styles and marks; only the miniature SD 1.x knows it, in ``world_2``. Everything that differs
+between them is asked of an ``Edition``. ``WORLD`` in the environment names the one of a process.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from torch import nn
 
 from ...sefi_core import evaluation
 from . import world
-from .checkpoints import CHECKPOINTS
+from .checkpoints import CHECKPOINTS, FIRST_WORLD
 from .editions import EDITION
 from .parts import part_of
 
 WEIGHTS = CHECKPOINTS["sd1"].with_name("judges.safetensors")
-SHIPPED_WEIGHTS = Path(__file__).parent / "judges.safetensors"
+FIRST_WEIGHTS = FIRST_WORLD["sd1"].with_name("judges.safetensors")
 """The first world's."""
 EMBEDDING_DIM = 64
 TEMPERATURE = 0.1
@@ -147,7 +147,7 @@ def load_judges(path: Path = WEIGHTS) -> Judges:
 
 def grown_judges() -> JudgeNet:
     """A network that has learned what the first world's judges know, but its last layer."""
-    net, state = JudgeNet(), safetensors.torch.load_file(SHIPPED_WEIGHTS)
+    net, state = JudgeNet(), safetensors.torch.load_file(FIRST_WEIGHTS)
     own = net.state_dict()
     known = {k: v.to(own[k]) for k, v in state.items() if own[k].shape == v.shape}
     net.load_state_dict({**own, **known})

@@ -8,7 +8,7 @@ shipped checkpoint (text encoder and latent space stay), unless ``--fresh`` is g
 three hours on two cores. Afresh the U-Net of SDXL starts from the first miniature's, where parts
 have the same shape. ``--world 2`` makes a miniature of the second drawn world, in
 ``build/mini_sd_2`` (``build/mini_sd_2_sdxl``): its text encoder, U-Net, TAESD and judges start
-from the shipped ones.
+from the first world's. ``--half`` computes in bfloat16.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 
 from . import architecture, autoencoder, judges, text_encoder, unet, warm_start
 from .architecture import Family
-from .checkpoints import BUILD, CHECKPOINTS, SHIPPED
+from .checkpoints import BUILD, CHECKPOINTS, FIRST_WORLD
 from .dataset import END, SHOTS_EACH, TWINS, Dataset, make_dataset, make_families
 from .editions import EDITION, FIRST
 from .framing import random_framing
@@ -42,7 +42,7 @@ from .training_loop import train
 log = logging.getLogger("mini_sd")
 
 DATA = BUILD / ("mini_sd" if EDITION is FIRST else f"mini_sd_{EDITION.number}")
-LINEAR = SHIPPED["sd1"].with_name("linear.safetensors")
+LINEAR = FIRST_WORLD["sd1"].with_name("linear.safetensors")
 PICTURES_PER_SHARD, SHARDS = 16_000, 4
 FAMILIES = 1200
 MINUTES = {"linear": 6.0, "text_encoder": 6.0, "unet": 90.0, "taesd": 25.0,
@@ -75,7 +75,7 @@ class Maker:
             family, {k: self.modules[k].requires_grad_(True) for k in family.encoders}
         )
         self.unet, self.taesd = self.modules["unet"], self.modules["vae"]
-        shipped = SHIPPED[family.name]
+        shipped = FIRST_WORLD[family.name]
         self.grows = EDITION is not FIRST
         """Whether all but the latent space is learned on, from the shipped checkpoint."""
         self.resumed = shipped.exists() and not fresh and not self.grows
@@ -89,7 +89,7 @@ class Maker:
 
     def _first(self) -> dict[str, torch.nn.Module]:
         """The modules of the first miniature: this world's where it is made, or the shipped one."""
-        made = CHECKPOINTS["sd1"] if CHECKPOINTS["sd1"].exists() else SHIPPED["sd1"]
+        made = CHECKPOINTS["sd1"] if CHECKPOINTS["sd1"].exists() else FIRST_WORLD["sd1"]
         modules = architecture.SD1.build_modules()
         architecture.SD1.load(modules, safetensors.torch.load_file(made))
         return modules
@@ -99,7 +99,7 @@ class Maker:
         if not self.grows:
             return architecture.SD1, self._first()
         modules = self.family.build_modules()
-        self.family.load(modules, safetensors.torch.load_file(SHIPPED[self.family.name]))
+        self.family.load(modules, safetensors.torch.load_file(FIRST_WORLD[self.family.name]))
         return self.family, modules
 
     def data(self) -> Dataset:
