@@ -247,6 +247,6 @@ def _advanced_inputs() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Learning rate in place of learning_rate, where identity comes from SeFi "
-            "Predict Identity.",
+            "Predict Identity. Lower it where the person is lost on the way.",
         ),
     ]
