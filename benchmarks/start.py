@@ -6,11 +6,11 @@ at the class word to 1 at people whom the miniature knows by name.
 
 Settings from the environment: ``SEEDS`` ("1 2" by default), ``SUBJECTS`` of each seed (16),
 ``PROMPTS`` (12). ``CURVE=1`` adds the curve of steps against ID(P), with textual inversion and LoRA
-beside, on ``CURVE_SUBJECTS`` (8) of the people; ``BESIDE`` ("targets forms") adds comparisons on
-``BESIDE_SUBJECTS`` (12): what the picture outside the mask should be, and what a mapping predicts
-(trained first where it is not, some minutes each). Finished work is kept in ``output/bench-start``.
-Writes ``results.json``, ``table.md`` and, with the curve, ``curve.png``. The last line is one JSON
-object; exits with 1 when a bar is missed.
+beside, on ``CURVE_SUBJECTS`` (8) of the people; ``BESIDE`` ("targets rates forms") adds comparisons
+on ``BESIDE_SUBJECTS`` (12): what the picture outside the mask should be, learning rates of
+refining, and what a mapping predicts (trained first where it is not, some minutes each). Finished
+work is kept in ``output/bench-start``. Writes ``results.json``, ``table.md`` and, with the curve,
+``curve.png``. The last line is one JSON object; exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -62,11 +62,17 @@ TARGETS = {
     "photo": {"background_weight": 1.0},
     "class word": {"background_target": "class word"},
 }
+RATES = (0.0025, 0.005, 0.01, 0.02)
+"""Of refining; the last one is the default, four times that of the class word's training."""
 BESIDE = {
     "targets": {
         f"{title}; outside the mask: {target}": (method, changes)
         for method, title in (("sefi", "defaults"), (REFINED, "predicted, refined"))
         for target, changes in TARGETS.items()
+    },
+    "rates": {
+        f"predicted, refined at {rate:g}": (REFINED, {"predicted_learning_rate": rate})
+        for rate in RATES
     },
     "forms": {
         f"{form}, {title}": (method, {FORM: form} if changes else {})
