@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "name"
 """Of the placeholder in the template."""
+LONG = 30.0
+"""Times the class word's vectors. Longer ones hardly turn in the steps of a training."""
 
 
 class Checkpoint(NamedTuple):
@@ -312,7 +315,8 @@ class MappingTask(nn.Module):
 
     @torch.no_grad()
     def validate(self, step: int, log: Log) -> None:
-        """The noise loss of people who were kept out, on fixed noise, and a picture of one."""
+        """Of people who were kept out: the noise loss, on fixed noise, the length of what is
+        predicted in lengths of the class word's vectors, and a picture of one."""
         data = self._data[1]
         if data is None:
             return
@@ -322,7 +326,13 @@ class MappingTask(nn.Module):
             for row in rows
             for n in range(2)
         ]
-        log.figures(step, validation_loss=sum(losses) / len(losses))
+        length = sum(map(self._length_of, map(partial(self._identity_of, data), rows))) / len(rows)
+        log.figures(step, validation_loss=sum(losses) / len(losses), vector_length=length)
+        if length > LONG:
+            logger.warning(
+                "step %d: predicted vectors are %.0f times as long as the class word's, and can "
+                "hardly be refined: lower mapping_learning_rate", step, length,
+            )  # fmt: skip
         (model, clip, vae), _ = self._frozen
         side = data.denoiser.latents.shape[-1] * 8
         prompt = self.settings.validation_prompt.replace("<name>", self.plain.placeholder)
@@ -337,6 +347,13 @@ class MappingTask(nn.Module):
             plain.name, plain.class_word, plain.family, keys, values,
             position_free=plain.position_free,
         )  # fmt: skip
+
+    def _length_of(self, identity: Identity) -> float:
+        lengths = [
+            torch.cat([rows.norm(dim=-1).flatten() for rows in one.value_vectors.values()]).mean()
+            for one in (identity, self.plain)
+        ]
+        return float(lengths[0]) / float(lengths[1])
 
     def face_encoder(self) -> FaceEncoder:
         """What was learned, with the encoder."""

@@ -111,7 +111,7 @@ class TrainingSettings:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
 
     def going_on_from(self, start: Identity | None) -> TrainingSettings:
-        """The settings for a training that begins at an identity: fewer and smaller steps for one
+        """The settings for a training that begins at an identity: fewer and larger steps for one
         that was predicted, which is nearly there."""
         if start is None or not start.predicted:
             return self

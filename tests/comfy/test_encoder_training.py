@@ -121,7 +121,9 @@ def test_it_learns_and_changes_nothing_else(
             assert torch.equal(value.nan_to_num(), values[name].nan_to_num()), name
         assert all(parameter.grad is None for parameter in module.parameters())
     figures = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [f["step"] for f in figures if "validation_loss" in f] == [2, 4, 6]
+    validated = [figure for figure in figures if "validation_loss" in figure]
+    assert [figure["step"] for figure in validated] == [2, 4, 6]
+    assert all(0.5 < figure["vector_length"] < 5 for figure in validated)
 
     encoder = task.face_encoder()
     keys, values = encoder.predict(torch.zeros(1, 3, 112, 112))
@@ -132,6 +134,17 @@ def test_it_learns_and_changes_nothing_else(
     }
     assert settings.keys_apart != all(torch.equal(keys[n], values[n]) for n in keys)
     Identity("anna", "person", family, keys, values, position_free=encoder.position_free)
+
+
+def test_vectors_that_grow_out_of_reach_are_told(checkpoint, photos, tmp_path, gradients, caplog):
+    """Their direction hardly changes any more, in the training nor in what refines them."""
+    task = task_of(checkpoint, photos, tmp_path)
+    with torch.no_grad():
+        for output in task.mapping.outputs:
+            task.mapping.get_submodule(output.name).fc_out.bias.mul_(40)
+    train(task, tmp_path, 2)
+    assert "times as long as the class word's" in caplog.text
+    assert "lower mapping_learning_rate" in caplog.text
 
 
 def test_an_expression_tells_only_when_it_is_not_left_out(checkpoint, photos, tmp_path, gradients):
