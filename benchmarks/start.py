@@ -63,7 +63,7 @@ TARGETS = {
     "class word": {"background_target": "class word"},
 }
 RATES = (0.0025, 0.005, 0.01, 0.02)
-"""Of refining; the last one is the default, four times that of the class word's training."""
+"""Of refining; the second one is the default, that of the class word's training."""
 BESIDE = {
     "targets": {
         f"{title}; outside the mask: {target}": (method, changes)

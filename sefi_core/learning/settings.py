@@ -87,8 +87,8 @@ class TrainingSettings:
 
     predicted_steps: int = 25
     """In place of ``steps`` for an identity that a face encoder has predicted."""
-    predicted_learning_rate: float = 2e-2
-    """In place of ``learning_rate`` for such an identity: a quarter of the steps, as far a way."""
+    predicted_learning_rate: float = 5e-3
+    """In place of ``learning_rate`` for such an identity."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _WHOLE.items():
@@ -111,8 +111,8 @@ class TrainingSettings:
             raise SeFiError('templates is empty: write at least one line, "a photo of <name>"')
 
     def going_on_from(self, start: Identity | None) -> TrainingSettings:
-        """The settings for a training that begins at an identity: fewer and larger steps for one
-        that was predicted, which is nearly there."""
+        """The settings for a training that begins at an identity: fewer steps for one that
+        was predicted, which is nearly there."""
         if start is None or not start.predicted:
             return self
         return replace(self, steps=self.predicted_steps, learning_rate=self.predicted_learning_rate)

@@ -28,10 +28,11 @@ def predicted(family, stages=1, vectors=2, **changes):
 def test_a_predicted_identity_is_refined_in_its_own_steps(models, family):
     start = predicted(family)
     assert start.predicted
-    learned, losses, _ = run(models, identity=start, steps=9, predicted_steps=4, stages=3)
+    own = {"predicted_steps": 4, "predicted_learning_rate": 0.004}
+    learned, losses, _ = run(models, identity=start, steps=9, stages=3, **own)
     assert len(losses["loss"]) == 4
     assert learned.training["steps"] == learned.training["steps_done"] == 4
-    assert learned.training["learning_rate"] == pytest.approx(0.02)
+    assert learned.training["learning_rate"] == pytest.approx(0.004)
     assert (learned.name, learned.stages, learned.vectors) == ("anna", 3, 2)
     assert learned.position_free and not learned.predicted
     for encoder, rows in start.key_vectors.items():
