@@ -2,9 +2,9 @@
 
 ComfyUI shows ``workflows/<name>.jpg`` beside the template ``<name>``. Most are cut from what
 ``make demo`` and ``make demo FAMILY=sdxl`` have left; *keep the most alike* is run here, with
-SFace from the package index, and so are the painted mask, of a robot, the face encoder and the face
-adapter of the first drawn world, and two people and styles, which the miniature of the second world
-is made for: ``WORLD=2``. ``python -m tools.thumbnails Two`` writes those only whose names begin so.
+SFace from the package index, and so are the painted mask, of a robot, and two people, styles, the
+face encoder and the face adapter, with the second drawn world: ``WORLD=2``. ``python -m
+tools.thumbnails Two`` writes those only whose names begin so.
 """
 
 from __future__ import annotations
