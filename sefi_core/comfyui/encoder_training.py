@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -326,7 +325,7 @@ class MappingTask(nn.Module):
             for row in rows
             for n in range(2)
         ]
-        length = sum(map(self._length_of, map(partial(self._identity_of, data), rows))) / len(rows)
+        length = self._length_of(data.features[rows])
         log.figures(step, validation_loss=sum(losses) / len(losses), vector_length=length)
         if length > LONG:
             logger.warning(
@@ -348,12 +347,14 @@ class MappingTask(nn.Module):
             position_free=plain.position_free,
         )  # fmt: skip
 
-    def _length_of(self, identity: Identity) -> float:
-        lengths = [
-            torch.cat([rows.norm(dim=-1).flatten() for rows in one.value_vectors.values()]).mean()
-            for one in (identity, self.plain)
-        ]
-        return float(lengths[0]) / float(lengths[1])
+    def _length_of(self, features: torch.Tensor) -> float:
+        found = self.mapping(features.to(self.mapping.null_exp.device))
+        values = [found[output.name] for output in self.mapping.outputs if output.role != "key"]
+        predicted, word = (
+            sum(float(vectors.norm(dim=-1).mean()) for vectors in ones) / len(ones)
+            for ones in (values, self.plain.value_vectors.values())
+        )
+        return predicted / word
 
     def face_encoder(self) -> FaceEncoder:
         """What was learned, with the encoder."""

@@ -75,12 +75,12 @@ class Maker:
             family, {k: self.modules[k].requires_grad_(True) for k in family.encoders}
         )
         self.unet, self.taesd = self.modules["unet"], self.modules["vae"]
-        shipped = FIRST_WORLD[family.name]
+        first = FIRST_WORLD[family.name]
         self.grows = EDITION is not FIRST
-        """Whether all but the latent space is learned on, from the shipped checkpoint."""
-        self.resumed = shipped.exists() and not fresh and not self.grows
+        """Whether all but the latent space is learned on, from the first world's checkpoint."""
+        self.resumed = first.exists() and not fresh and not self.grows
         if self.resumed or self.grows:
-            family.load(self.modules, safetensors.torch.load_file(shipped))
+            family.load(self.modules, safetensors.torch.load_file(first))
         self.shared = family is not architecture.SD1 or self.resumed or self.grows
         """Whether autoencoders and judges are those that there are."""
         if self.shared:
@@ -88,7 +88,7 @@ class Maker:
             self.taesd.vae_scale.data.fill_(1.0)
 
     def _first(self) -> dict[str, torch.nn.Module]:
-        """The modules of the first miniature: this world's where it is made, or the shipped one."""
+        """The modules of the SD 1.x miniature: of this world where it is made, or of the first."""
         made = CHECKPOINTS["sd1"] if CHECKPOINTS["sd1"].exists() else FIRST_WORLD["sd1"]
         modules = architecture.SD1.build_modules()
         architecture.SD1.load(modules, safetensors.torch.load_file(made))

@@ -18,6 +18,7 @@ from sefi_ide.sefi_core.face2diffusion.training.identification import Identifica
 from sefi_ide.sefi_core.face2diffusion.training.loops import Log, batch_of, fit
 from sefi_ide.sefi_core.face2diffusion.training.settings import EncoderTraining
 from sefi_ide.tests.unit.coloured_faces import faces
+from sefi_ide.tests.unit.half_gradients import ThroughHalf
 
 SMALL = EncoderTraining(
     shape=EncoderShape("cnn", widths=(4, 6)),
@@ -144,20 +145,6 @@ def test_accelerate_neither_scales_the_loss_nor_leaves_the_cpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for cpu in (True, False):
         assert Processes(cpu).accelerator.options == {"mixed_precision": "no", "cpu": cpu}
-
-
-class ThroughHalf(torch.autograd.Function):
-    """Gradients that pass through half precision: small ones vanish."""
-
-    gain = 1e-8
-
-    @staticmethod
-    def forward(_, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(_, gradient):
-        return ((gradient * ThroughHalf.gain).half() / ThroughHalf.gain).float()
 
 
 class Half(Identification):

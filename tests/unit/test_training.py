@@ -13,6 +13,7 @@ from sefi_ide.sefi_core.learning.losses import MapPair
 from sefi_ide.sefi_core.learning.parametrisation import build_parametrisation
 from sefi_ide.sefi_core.learning.settings import TrainingSettings
 from sefi_ide.sefi_core.stages import stage_of_timestep
+from sefi_ide.tests.unit.half_gradients import ThroughHalf
 
 WIDTH, STAGES = 4, 5
 
@@ -212,18 +213,7 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(first, said):
 class Half(Toy):
     """Gradients that pass through half precision: they vanish without a loss scale."""
 
-    gain = 1e-8
-
     def _prediction(self, output, target, maps):
-        class ThroughHalf(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x):
-                return x.clone()
-
-            @staticmethod
-            def backward(ctx, gradient):
-                return ((gradient * Half.gain).half() / Half.gain).float()
-
         return super()._prediction(ThroughHalf.apply(output), target, maps)
 
 
